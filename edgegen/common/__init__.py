@@ -1,0 +1,1 @@
+"""Plain helpers without domain words: units, files, codecs, processes."""

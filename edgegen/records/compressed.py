@@ -1,0 +1,33 @@
+"""A compressed model on disk, before it is written for a runtime."""
+
+from __future__ import annotations
+
+from edgegen.records.base import Record
+from edgegen.records.model import ModelSummary
+
+
+class PackedTensor(Record):
+    """One tensor in `weights.bin`: rows packed in a grid, in the checkpoint's own row order."""
+
+    name: str
+    grid: str
+    rows: int
+    columns: int
+    offset: int
+    """First byte in `weights.bin`."""
+    bytes: int
+
+
+class Compressed(Record):
+    """A folder with `weights.bin`, the (possibly trimmed) tokenizer, the configuration and this record."""
+
+    schema: int
+    summary: ModelSummary
+    tensors: tuple[PackedTensor, ...]
+    digest: str
+    """`sha256:` of `weights.bin`."""
+    steps: tuple[str, ...]
+    """What was done, in words, in order."""
+    files: tuple[str, ...]
+    """Files beside `weights.bin` that travel into the artifact."""
+    notes: tuple[str, ...] = ()

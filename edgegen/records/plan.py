@@ -1,0 +1,128 @@
+"""What will be done to each tensor, what that should cost, and why."""
+
+from __future__ import annotations
+
+from edgegen.records.base import Record
+from edgegen.records.data import DataRef
+from edgegen.records.model import ModelRef, ModelSummary
+from edgegen.records.profile import Budgets, Profile
+
+
+class Option(Record):
+    """One grid for one tensor and its price."""
+
+    grid: str
+    bytes: int
+    kl: float
+    """Expected rise of KL to the original, nats per token."""
+
+
+class TensorChoice(Record):
+    """The grid chosen for a tensor and the neighbours that lost."""
+
+    name: str
+    role: str
+    layer: int
+    rows: int
+    columns: int
+    grid: str
+    bytes: int
+    kl: float
+    smaller: Option | None = None
+    """The next cheaper grid on this tensor's own trade-off curve."""
+    larger: Option | None = None
+    """The next dearer one."""
+    why: str = ""
+
+
+class VocabularyChoice(Record):
+    """How many tokens stay."""
+
+    original_size: int
+    size: int
+    kl: float
+    """Cost in nats per token: probability mass lost on dropped tokens plus the change in nats per byte from splitting
+    text differently, brought to nats per original token."""
+    lost_mass_fraction: float
+    """Mean probability that the original gives to dropped tokens."""
+    tokens_per_byte_ratio: float
+    """Tokens per byte after trimming over before (1 = text is cut as before)."""
+    why: str = ""
+
+
+class Settings(Record):
+    """How the runtime is to be started."""
+
+    context_tokens: int
+    ubatch_tokens: int
+    threads: int
+    kv_type: str
+
+
+class Prediction(Record):
+    """What the plan expects of the artifact on the profile's device."""
+
+    bytes: int
+    kl: float
+    """Mean KL on held-out text, nats per token."""
+    rss_bytes: int
+    decode_tokens_per_s: float
+    prefill_tokens_per_s: float
+    ttft_ms: float
+    bits_per_weight: float
+    """Over all weights of the exported model, file headers excluded."""
+    decode_bound: str
+    """What limits decoding: `bandwidth`, `kernels` or `dispatch`."""
+
+
+class FrontPoint(Record):
+    """A plan that no other beats in both bytes and KL."""
+
+    bytes: int
+    kl: float
+    vocab_size: int
+    bits_per_weight: float
+
+
+class Infeasible(Record):
+    """No plan fits. A value, so that callers can look at the nearest one."""
+
+    binding: str
+    """The budget that cannot be met: max_bytes, max_rss, min_tok_s, max_ttft, max_kl, or a pair of them."""
+    limit: float
+    best: float
+    """The best value that any plan reaches for it (with the other budgets kept)."""
+    message: str
+    nearest: Prediction
+    """The plan that comes nearest."""
+
+
+class Plan(Record):
+    """Everything that compression needs to know."""
+
+    schema: int
+    model: ModelRef
+    summary: ModelSummary
+    """After the structural changes: padded or trimmed sizes."""
+    original: ModelSummary
+    data: DataRef
+    target: str
+    profile: Profile
+    budgets: Budgets
+    """The profile's with the command line's over them."""
+    prefer: str
+    """What was optimised within the budgets: `quality`, `size` or `speed`."""
+    vocabulary: VocabularyChoice
+    tensors: tuple[TensorChoice, ...]
+    settings: Settings
+    prediction: Prediction
+    baseline: Prediction
+    """The same model at 16 bits, for comparison."""
+    front: tuple[FrontPoint, ...]
+    calibration: dict[str, float]
+    """How the additive estimate was corrected: grid → measured over summed KL, and `joint` for the chosen plan."""
+    binding: str
+    """The budget that keeps the plan from being better, or `none`."""
+    notes: tuple[str, ...] = ()
+    seconds: float = 0.0
+    """Wall time that planning took."""

@@ -1,0 +1,83 @@
+"""A device, and what is wanted of a model on it."""
+
+from __future__ import annotations
+
+from edgegen.records.base import Record
+from edgegen.records.target import Source
+
+
+class Number(Record):
+    """A figure with where it comes from."""
+
+    value: float
+    source: Source
+    note: str = ""
+
+
+class Device(Record):
+    """The hardware. Values are of the whole device unless said otherwise."""
+
+    cpu: str
+    """Marketing name of the processor."""
+    arch: str
+    """`aarch64` or `x86_64`."""
+    isa: str
+    """The key into a target's kernel costs: neon-inorder, neon, neon-dotprod, neon-i8mm, avx2, avx512-vnni."""
+    cores: int
+    """Cores that a runtime should use: the big ones on a mixed design."""
+    clock_ghz: Number
+    """Sustained with all those cores busy."""
+    ram_bytes: Number
+    storage_bytes: Number
+    bandwidth_bytes_per_s: Number
+    """Memory bandwidth that those cores reach when reading."""
+    cpu_model: str = ""
+    """The core as emulators and compilers name it, such as `cortex-a76`."""
+
+
+class Budgets(Record):
+    """Limits that an artifact has to keep. None: no limit."""
+
+    max_bytes: int | None = None
+    """Size of the artifact file."""
+    max_rss_bytes: int | None = None
+    """Peak resident memory of the process that runs it."""
+    min_tokens_per_s: float | None = None
+    """Decode speed at batch 1."""
+    max_ttft_ms: float | None = None
+    """Time to the first token of a prompt of `prompt_tokens`."""
+    max_kl: float | None = None
+    """Mean KL divergence to the original on held-out text, nats per token."""
+
+
+class Workload(Record):
+    """How the model is used; sizes the cache and the measurement."""
+
+    context_tokens: int = 2048
+    """Cut to the model's own context where that is shorter."""
+    prompt_tokens: int = 64
+    decode_tokens: int = 64
+    ubatch_tokens: int = 128
+    """Prompt tokens processed at once: fewer need less memory."""
+    threads: int = 0
+    """0: as many as the device has cores."""
+
+
+class Profile(Record):
+    """A device and the budgets that fit it. File: `profiles/NAME.toml`."""
+
+    schema: int
+    name: str
+    title: str
+    device: Device
+    targets: tuple[str, ...]
+    """Runtimes that run on it, best first."""
+    budgets: Budgets
+    workload: Workload = Workload()
+    kernel_ns_per_weight: dict[str, Number] = {}
+    """Grid → nanoseconds per weight on one core, where measured; overrides the target's cycles."""
+    prefill_ns_per_weight: dict[str, Number] = {}
+    """As `kernel_ns_per_weight`, for each token of a micro-batch of 64 prompt tokens."""
+    overhead_s_per_layer_token: Number | None = None
+    """Dispatch time per block and token where measured; overrides the target's."""
+    notes: str = ""

@@ -1,0 +1,91 @@
+"""What one runtime can take: its file format, its number grids and what they cost."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from edgegen.records.base import Record
+
+Source = Literal["measured", "datasheet", "assumed"]
+
+
+class GridFacts(Record):
+    """One number grid that the runtime has kernels for.
+
+    A grid stores a row of weights in blocks of `block` columns, `bits_per_weight` on average including scales.
+    """
+
+    name: str
+    block: int
+    """Columns that share a scale; a row's length must be a multiple of it."""
+    bits_per_weight: float
+    activation: Literal["float", "int8_32", "int8_256"] = "float"
+    """How the runtime rounds the other operand before multiplying: not, or to int8 in blocks of 32 or 256."""
+    needs_importance: bool = False
+    """The runtime's rounding refuses to work without importance weights."""
+    planned: bool = True
+    """Offered to the planner by default; others only when named on the command line."""
+    cycles_per_weight: dict[str, float] = {}
+    """Instruction set → core cycles to multiply-accumulate one weight in single-token decoding."""
+    cycles_source: Source = "assumed"
+    prefill_cycles_per_weight: dict[str, float] = {}
+    """As `cycles_per_weight`, for each token of a micro-batch of 64 prompt tokens: runtimes tile those better."""
+    repacked_isas: tuple[str, ...] = ()
+    """Instruction sets on which the runtime rearranges such weights when it loads them. A table that is both embedding
+    and head is then resident twice, once in each arrangement."""
+
+
+class Overheads(Record):
+    """What the runtime needs beside weights and cache. Measured on the reference machine unless said otherwise."""
+
+    process_bytes: int
+    """Resident memory of a process that has loaded the runtime and no model."""
+    fixed_buffer_bytes: int
+    """Compute buffers that do not grow with the model."""
+    buffer_bytes_per_ubatch_hidden: float
+    """Compute-buffer bytes for each (token of a micro-batch x hidden unit)."""
+    buffer_bytes_per_ubatch_vocab: float
+    """Compute-buffer bytes for each (token of a micro-batch x vocabulary entry)."""
+    weights_resident_fraction: float
+    """Share of the file's weights that is resident after a full pass (1 = all)."""
+    seconds_per_layer_token: float
+    """Dispatch time per block and decoded token, on one core at 1 GHz."""
+    source: Source
+    buffer_bytes_per_ubatch_ffn: float = 0.0
+    """Compute-buffer bytes for each (token of a micro-batch x unit of the feed-forward width)."""
+    bytes_per_vocab_entry: float = 0.0
+    """Tokenizer tables and one row of logits, for each vocabulary entry; independent of the micro-batch."""
+
+
+class Target(Record):
+    """A runtime as the planner sees it. File: `targets/NAME.toml`."""
+
+    schema: int
+    name: str
+    runtime: str
+    file_suffix: str
+    families: tuple[str, ...]
+    """Model families (`model_type`) that the exporter knows."""
+    grids: tuple[GridFacts, ...]
+    overheads: Overheads
+    kv_bits: dict[str, float]
+    """Cache type → bits per element; the first is the default."""
+    parity_max_kl: float
+    """Largest KL (nats per token) between the artifact and the torch model with the same rounded weights that counts as
+    the runtime's own arithmetic rather than a build fault."""
+    parity_min_top1_fraction: float
+    notes: str = ""
+    source: str = ""
+    """Where the numbers come from."""
+
+    def grid(self, name: str) -> GridFacts:
+        """The grid called `name` (KeyError if there is none)."""
+        for grid in self.grids:
+            if grid.name == name:
+                return grid
+        raise KeyError(name)
+
+    @property
+    def grid_names(self) -> tuple[str, ...]:
+        return tuple(g.name for g in self.grids)
+
