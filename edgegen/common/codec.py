@@ -44,7 +44,7 @@ def load_json(path: Path, kind: type[T]) -> T:
     """Read a record from a JSON file.
 
     Raises:
-        ConfigError: no such file, not JSON, an unknown key, a wrong type, or a newer schema.
+        ConfigError: no such file, not JSON, an unknown key or a wrong type.
     """
     return decode_json(read_bytes(path), kind, where=str(path))
 

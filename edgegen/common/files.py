@@ -55,15 +55,23 @@ def disk_errors(path: Path) -> Iterator[None]:
 
     Raises:
         DeviceError: no space, quota, read-only file system, input/output error.
-        ConfigError: no permission.
+        ConfigError: no permission, or something else stands where a file or folder has to be.
     """
     try:
         yield
     except PermissionError as error:
-        raise ConfigError(f"{path}: not writable", hint="Choose another folder with --out or mend its rights.") from error
+        raise ConfigError(
+            f"{path}: not writable", hint="Choose another folder with --out or mend its rights."
+        ) from error
+    except (NotADirectoryError, IsADirectoryError, FileExistsError) as error:
+        raise ConfigError(
+            f"{error.filename or path}: {error.strerror}", hint="Choose another place with --out."
+        ) from error
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise DeviceError(f"{path}: no space left on the disk", hint="Free some space and run the same command again.") from error
+            raise DeviceError(
+                f"{path}: no space left on the disk", hint="Free some space and run the same command again."
+            ) from error
         if error.errno in (errno.EROFS, errno.EIO):
             raise DeviceError(f"{path}: {error.strerror}", hint="Choose a writable, healthy disk.") from error
         raise

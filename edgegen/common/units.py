@@ -38,7 +38,10 @@ def parse_bytes(text: str, *, what: str = "size") -> int:
     match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([A-Za-z]*)\s*", text)
     if not match or match[2].lower() not in _FACTORS:
         raise ConfigError(f"{what}: {text!r} is not a size", hint="Write it like 60MB, 1.5GB, 512MiB or 1048576.")
-    value = int(float(match[1]) * _FACTORS[match[2].lower()])
+    number = float(match[1]) * _FACTORS[match[2].lower()]
+    if not math.isfinite(number):
+        raise ConfigError(f"{what}: {text[:20]!r}... is too large", hint="Leave it out for no limit.")
+    value = int(number)
     if value <= 0:
         raise ConfigError(f"{what}: {text!r} must be more than 0 bytes", hint="Leave it out for no limit.")
     return value
@@ -82,5 +85,8 @@ def format_seconds(seconds: float) -> str:
 def _three(value: float) -> str:
     if value == 0:
         return "0"
+    if not math.isfinite(value):
+        return str(value)
+    value = float(f"{value:.2e}")  # first, so that 9.999 becomes 10.0 and not 10.00
     digits = max(0, 2 - math.floor(math.log10(abs(value))))
     return f"{value:.{digits}f}"

@@ -6,14 +6,14 @@ from edgegen.records.base import Record
 from edgegen.records.plan import Settings
 
 
-class ArtifactFile(Record):
+class ArtifactFile(Record, frozen=True):
     path: str
     """Relative to the artifact's folder."""
     bytes: int
     digest: str
 
 
-class Artifact(Record):
+class Artifact(Record, frozen=True):
     """The folder that a device needs: model file, tokenizer, chat template, licence, this record."""
 
     schema: int

@@ -6,7 +6,7 @@ from edgegen.records.base import Record
 from edgegen.records.model import ModelSummary
 
 
-class PackedTensor(Record):
+class PackedTensor(Record, frozen=True):
     """One tensor in `weights.bin`: rows packed in a grid, in the checkpoint's own row order."""
 
     name: str
@@ -18,7 +18,7 @@ class PackedTensor(Record):
     bytes: int
 
 
-class Compressed(Record):
+class Compressed(Record, frozen=True):
     """A folder with `weights.bin`, the (possibly trimmed) tokenizer, the configuration and this record."""
 
     schema: int

@@ -5,7 +5,7 @@ from __future__ import annotations
 from edgegen.records.base import Record
 
 
-class Example(Record):
+class Example(Record, frozen=True):
     """One row after reading: plain text, or a conversation that ends with an answer."""
 
     text: str = ""
@@ -16,7 +16,7 @@ class Example(Record):
     """True when the last message is an answer that a task score can compare with."""
 
 
-class DataRef(Record):
+class DataRef(Record, frozen=True):
     """A data set as it was read and split."""
 
     source: str

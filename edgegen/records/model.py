@@ -12,7 +12,7 @@ block's output; `ffn_in` is gate, up or both fused, `ffn_out` is down. `position
 `vector` is any bias or norm."""
 
 
-class ModelRef(Record):
+class ModelRef(Record, frozen=True):
     """Where a checkpoint was found and what exactly it is."""
 
     source: str
@@ -25,7 +25,7 @@ class ModelRef(Record):
     """`sha256:` over configuration, tokenizer and weights."""
 
 
-class TensorInfo(Record):
+class TensorInfo(Record, frozen=True):
     """One stored tensor, in the checkpoint's own name and orientation."""
 
     name: str
@@ -44,7 +44,7 @@ class TensorInfo(Record):
         return self.rows * self.columns
 
 
-class ModelSummary(Record):
+class ModelSummary(Record, frozen=True):
     """A model's sizes, enough to plan with.
 
     All counts are per model unless said otherwise.

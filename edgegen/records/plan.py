@@ -8,7 +8,7 @@ from edgegen.records.model import ModelRef, ModelSummary
 from edgegen.records.profile import Budgets, Profile
 
 
-class Option(Record):
+class Option(Record, frozen=True):
     """One grid for one tensor and its price."""
 
     grid: str
@@ -17,7 +17,7 @@ class Option(Record):
     """Expected rise of KL to the original, nats per token."""
 
 
-class TensorChoice(Record):
+class TensorChoice(Record, frozen=True):
     """The grid chosen for a tensor and the neighbours that lost."""
 
     name: str
@@ -35,7 +35,7 @@ class TensorChoice(Record):
     why: str = ""
 
 
-class VocabularyChoice(Record):
+class VocabularyChoice(Record, frozen=True):
     """How many tokens stay."""
 
     original_size: int
@@ -50,7 +50,7 @@ class VocabularyChoice(Record):
     why: str = ""
 
 
-class Settings(Record):
+class Settings(Record, frozen=True):
     """How the runtime is to be started."""
 
     context_tokens: int
@@ -59,7 +59,7 @@ class Settings(Record):
     kv_type: str
 
 
-class Prediction(Record):
+class Prediction(Record, frozen=True):
     """What the plan expects of the artifact on the profile's device."""
 
     bytes: int
@@ -75,7 +75,7 @@ class Prediction(Record):
     """What limits decoding: `bandwidth`, `kernels` or `dispatch`."""
 
 
-class FrontPoint(Record):
+class FrontPoint(Record, frozen=True):
     """A plan that no other beats in both bytes and KL."""
 
     bytes: int
@@ -84,7 +84,7 @@ class FrontPoint(Record):
     bits_per_weight: float
 
 
-class Infeasible(Record):
+class Infeasible(Record, frozen=True):
     """No plan fits. A value, so that callers can look at the nearest one."""
 
     binding: str
@@ -94,10 +94,10 @@ class Infeasible(Record):
     """The best value that any plan reaches for it (with the other budgets kept)."""
     message: str
     nearest: Prediction
-    """The plan that comes nearest."""
+    """The plan that comes nearest; its KL includes the vocabulary's cost."""
 
 
-class Plan(Record):
+class Plan(Record, frozen=True):
     """Everything that compression needs to know."""
 
     schema: int

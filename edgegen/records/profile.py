@@ -6,7 +6,7 @@ from edgegen.records.base import Record
 from edgegen.records.target import Source
 
 
-class Number(Record):
+class Number(Record, frozen=True):
     """A figure with where it comes from."""
 
     value: float
@@ -14,7 +14,7 @@ class Number(Record):
     note: str = ""
 
 
-class Device(Record):
+class Device(Record, frozen=True):
     """The hardware. Values are of the whole device unless said otherwise."""
 
     cpu: str
@@ -35,7 +35,7 @@ class Device(Record):
     """The core as emulators and compilers name it, such as `cortex-a76`."""
 
 
-class Budgets(Record):
+class Budgets(Record, frozen=True):
     """Limits that an artifact has to keep. None: no limit."""
 
     max_bytes: int | None = None
@@ -50,7 +50,7 @@ class Budgets(Record):
     """Mean KL divergence to the original on held-out text, nats per token."""
 
 
-class Workload(Record):
+class Workload(Record, frozen=True):
     """How the model is used; sizes the cache and the measurement."""
 
     context_tokens: int = 2048
@@ -63,7 +63,7 @@ class Workload(Record):
     """0: as many as the device has cores."""
 
 
-class Profile(Record):
+class Profile(Record, frozen=True):
     """A device and the budgets that fit it. File: `profiles/NAME.toml`."""
 
     schema: int

@@ -7,7 +7,7 @@ from typing import Literal
 from edgegen.records.base import Record
 
 
-class Interval(Record):
+class Interval(Record, frozen=True):
     """A mean with a 95 % confidence interval."""
 
     value: float
@@ -15,7 +15,7 @@ class Interval(Record):
     high: float
 
 
-class Check(Record):
+class Check(Record, frozen=True):
     """One limit and whether it is kept."""
 
     name: str
@@ -30,7 +30,7 @@ class Check(Record):
     detail: str = ""
 
 
-class Parity(Record):
+class Parity(Record, frozen=True):
     """The artifact against the torch model with the same rounded weights."""
 
     tokens: int
@@ -40,7 +40,7 @@ class Parity(Record):
     """Nats per token."""
 
 
-class Quality(Record):
+class Quality(Record, frozen=True):
     """The artifact against the original model on held-out text."""
 
     tokens: int
@@ -56,9 +56,11 @@ class Quality(Record):
     original_bits_per_byte: float
     renormalised: bool
     """True when the vocabulary was trimmed: KL is against the original renormalised over the kept tokens."""
+    lost_mass_nats: float = 0.0
+    """Mean of -ln(probability that the original gives to the kept tokens): KL of dropping the others."""
 
 
-class Speed(Record):
+class Speed(Record, frozen=True):
     """Medians over repeats on the machine that verified."""
 
     threads: int
@@ -73,14 +75,14 @@ class Speed(Record):
     decode_tokens: int
 
 
-class Memory(Record):
+class Memory(Record, frozen=True):
     peak_rss_bytes: int
     """Peak resident memory of the whole process."""
     baseline_rss_bytes: int
     """Before the model was opened: interpreter and runtime."""
 
 
-class Sample(Record):
+class Sample(Record, frozen=True):
     """One prompt answered by both models, greedily."""
 
     prompt: str
@@ -89,7 +91,7 @@ class Sample(Record):
     expected: str = ""
 
 
-class TaskScore(Record):
+class TaskScore(Record, frozen=True):
     """Answers on held-out requests compared with the data's own."""
 
     requests: int
@@ -101,7 +103,7 @@ class TaskScore(Record):
     original_call_fraction: float | None
 
 
-class Machine(Record):
+class Machine(Record, frozen=True):
     """Where the measurement was made."""
 
     cpu: str
@@ -113,7 +115,7 @@ class Machine(Record):
     """Whether this is the profile's device: then speed and memory are its own."""
 
 
-class Report(Record):
+class Report(Record, frozen=True):
     """What `edgegen verify` found. `report.json`."""
 
     schema: int

@@ -9,7 +9,7 @@ from edgegen.records.base import Record
 Source = Literal["measured", "datasheet", "assumed"]
 
 
-class GridFacts(Record):
+class GridFacts(Record, frozen=True):
     """One number grid that the runtime has kernels for.
 
     A grid stores a row of weights in blocks of `block` columns, `bits_per_weight` on average including scales.
@@ -35,7 +35,7 @@ class GridFacts(Record):
     and head is then resident twice, once in each arrangement."""
 
 
-class Overheads(Record):
+class Overheads(Record, frozen=True):
     """What the runtime needs beside weights and cache. Measured on the reference machine unless said otherwise."""
 
     process_bytes: int
@@ -57,7 +57,7 @@ class Overheads(Record):
     """Tokenizer tables and one row of logits, for each vocabulary entry; independent of the micro-batch."""
 
 
-class Target(Record):
+class Target(Record, frozen=True):
     """A runtime as the planner sees it. File: `targets/NAME.toml`."""
 
     schema: int
@@ -88,4 +88,3 @@ class Target(Record):
     @property
     def grid_names(self) -> tuple[str, ...]:
         return tuple(g.name for g in self.grids)
-

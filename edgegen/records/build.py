@@ -1,0 +1,23 @@
+"""What made an output folder: `build.json`."""
+
+from __future__ import annotations
+
+from edgegen.records.base import Record
+
+
+class StageMark(Record, frozen=True):
+    """A finished stage."""
+
+    name: str
+    key: str
+    """`sha256:` over everything that went into it."""
+    outputs: tuple[str, ...]
+
+
+class Build(Record, frozen=True):
+    """Which stages are done, and by which command."""
+
+    schema: int
+    command: str
+    version: str
+    stages: tuple[StageMark, ...]
