@@ -53,6 +53,9 @@ _NEEDS_IMPORTANCE = frozenset({"iq2_xxs", "iq2_xs"})
 """ggml aborts the process when these are rounded without importance weights."""
 
 
+_F16_MAX = 65504.0
+
+
 class _Traits(ctypes.Structure):
     """The head of `struct ggml_type_traits`, as far as it is read here."""
 
@@ -86,7 +89,8 @@ def library() -> Any:
             break
     else:
         raise UnsupportedError(
-            f"{folder}: no ggml library in llama-cpp-python", hint="Reinstall it: pip install --force-reinstall llama-cpp-python"
+            f"{folder}: no ggml library in llama-cpp-python",
+            hint="Reinstall it: pip install --force-reinstall llama-cpp-python",
         )
     lib.ggml_quantize_chunk.restype = ctypes.c_size_t
     lib.ggml_quantize_chunk.argtypes = [
@@ -116,7 +120,7 @@ def row_bytes(grid: str, columns: int) -> int:
         ConfigError: the row is not a multiple of the grid's block.
     """
     traits = _traits(grid)
-    if columns % traits.block:
+    if columns <= 0 or columns % traits.block:
         raise ConfigError(
             f"{grid} packs blocks of {traits.block} columns; a row of {columns} cannot be cut into them",
             hint="Use a grid with a smaller block, or f16.",
@@ -138,19 +142,25 @@ def pack(weights: Floats, grid: str, importance: Floats | None = None) -> Bytes:
 
     Raises:
         ConfigError: the row length does not fit the grid's block.
-        UnsupportedError: the grid needs importance weights and there are none.
+        UnsupportedError: the grid needs importance weights and there are none, or numbers are not finite or beyond
+            what 16-bit scales can carry: ggml aborts the process on those.
     """
     rows, columns = weights.shape
     width = row_bytes(grid, columns)
     source = np.ascontiguousarray(weights, dtype=np.float32)
+    if rows:
+        _check_range("weights", source, np.inf if grid in ("f32", "bf16") else _F16_MAX)
     weighting = None
     if importance is not None and importance.any():
+        _check_range("importance weights", importance, np.inf)
         # ggml divides by sums of these: a floor keeps a dead input from making a block's weights all zero.
         floor = np.float32(importance.mean() * 1e-6 + 1e-20)
         weighting = np.ascontiguousarray(np.maximum(importance, floor), dtype=np.float32)
         assert weighting.shape == (columns,), "one importance weight a column"
     if weighting is None and grid in _NEEDS_IMPORTANCE:
-        raise UnsupportedError(f"{grid} cannot be rounded without importance weights", hint="Give --data, or another grid.")
+        raise UnsupportedError(
+            f"{grid} cannot be rounded without importance weights", hint="Give --data, or another grid."
+        )
     packed = np.empty((rows, width), dtype=np.uint8)
     if rows == 0:
         return packed
@@ -165,6 +175,15 @@ def pack(weights: Floats, grid: str, importance: Floats | None = None) -> Bytes:
     )
     assert written == packed.size, "ggml wrote as many bytes as the format says"
     return packed
+
+
+def _check_range(what: str, values: Floats, most: float) -> None:
+    low, high = float(values.min()), float(values.max())  # NaN if any is
+    if not (-most <= low and high <= most and np.isfinite(low) and np.isfinite(high)):
+        raise UnsupportedError(
+            f"{what} from {low:.3g} to {high:.3g} cannot be rounded",
+            hint="They must be finite and within 16-bit range; check the checkpoint for NaN or overflow.",
+        )
 
 
 def unpack(packed: Bytes, grid: str, columns: int) -> Floats:
