@@ -1,0 +1,468 @@
+"""GGUF files on llama.cpp, through the C functions that llama-cpp-python binds.
+
+The `Llama` class of that package keeps a (context, vocabulary) score array, warms up and prints; a measured
+device must do none of this. So the C functions are called directly: one model, one context, one batch, logits
+copied out chunk by chunk.
+
+Decisions that govern what is measured:
+
+- **Weights are read into memory and rearranged** (`LOAD_MODE`, `USE_EXTRA_BUFTS`): llama.cpp's CPU backend then runs
+  its fastest kernels for q4_0, q4_k, iq4_nl and q2_k (decoding 20-30 % faster here). With a mapped file both
+  arrangements would stay resident (133 MB instead of 105 for a 57 M model); read into memory, one does.
+- **Flash attention is on**: plain attention holds a matrix of (heads, ubatch, context) floats, 7 MB for a width of 768
+  with 2,048 tokens, and a quantised value cache exists only with the fused kernel. Plain attention decodes faster only
+  where heads are very small (3 times with heads of 8 values, 6 % with 32).
+- **Generation computes one row of logits a call** (`n_outputs_max` 1); scoring needs a row for each token, so it has a
+  context of its own, opened when it is first asked for.
+- **Windows are cached as windows** (`swa_full` off): a session never goes back inside a sequence, it only
+  clears.
+- **The cache is larger than asked for**: llama.cpp rounds a context up to a multiple of 256 tokens when it
+  allocates. A session still refuses what is beyond the asked number, so that a measurement is of the plan's
+  context.
+- **llama.cpp's log is kept, not printed**: when a file is refused the C function returns NULL, and the reason
+  is only in the log.
+
+T tokens, V vocabulary entries.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import ctypes
+import functools
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgegen.common.files import disk_errors
+from edgegen.errors import ConfigError, DeviceError, UnsupportedError
+from edgegen.records.plan import Settings
+from edgegen.runtime.base import Timing
+
+USE_EXTRA_BUFTS = True
+"""Whether llama.cpp may rearrange weights for the processor's matrix kernels when it loads them."""
+
+LOAD_MODE = "none"
+"""How weights are read: `none` copies them into anonymous memory, `mmap` maps the file."""
+
+_ERROR, _CONTINUED = 4, 5
+"""ggml's log levels; 5 continues the line before."""
+
+_GGML_TYPE = {"f16": 1, "q8_0": 8}
+
+_log: collections.deque[tuple[int, str]] = collections.deque(maxlen=400)
+
+
+class LlamaCpp:
+    """The `gguf` target's runtime."""
+
+    name = "llama.cpp"
+
+    def version(self) -> str:
+        """llama-cpp-python's version, which pins one llama.cpp.
+
+        Raises:
+            UnsupportedError: it is not installed.
+        """
+        return str(_library().__version__)
+
+    def open(self, model: Path, settings: Settings) -> LlamaSession:
+        """Load a GGUF file for the CPU.
+
+        Raises:
+            UnsupportedError: llama-cpp-python is not installed.
+            ConfigError: no such file, or settings outside what llama.cpp takes.
+            DeviceError: llama.cpp refuses the file or cannot allocate; the message carries its own reason.
+        """
+        return LlamaSession(model, settings)
+
+    def open_vocabulary(self, model: Path) -> Vocabulary:
+        """Load only the tokenizer of a GGUF file, which may hold no tensors at all.
+
+        Raises:
+            UnsupportedError: llama-cpp-python is not installed.
+            ConfigError: no such file.
+            DeviceError: llama.cpp refuses the metadata; the message carries its own reason.
+        """
+        return Vocabulary(model)
+
+
+class Vocabulary:
+    """llama.cpp's own tokenizer for one file, without weights. A context manager."""
+
+    def __init__(self, model: Path) -> None:
+        self._lib = _library()
+        self._model: Any = _load(self._lib, model, vocab_only=True)
+        self._cutter = _Cutter(self._lib, self._model)
+        self.size = self._cutter.size
+
+    def tokenize(self, text: str, parse_special: bool = True) -> list[int]:
+        """Token ids of a text without BOS or EOS.
+
+        Args:
+            text: any string; the empty one has no tokens.
+            parse_special: whether the spelling of a control token stands for that token.
+
+        Raises:
+            ConfigError: the vocabulary is closed, or has no tokens for a character.
+        """
+        if self._model is None:
+            raise ConfigError("this vocabulary is closed")
+        return self._cutter.tokenize(text, parse_special)
+
+    def close(self) -> None:
+        """Free the vocabulary; calling it again does nothing."""
+        if self._model is not None:
+            self._lib.llama_model_free(self._model)
+            self._model = None
+
+    def __enter__(self) -> Vocabulary:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class LlamaSession:
+    """One loaded model with one sequence. Not thread-safe. A context manager."""
+
+    def __init__(self, model: Path, settings: Settings) -> None:
+        self._lib = lib = _library()
+        _check(settings)
+        self._model: Any = _load(lib, model, vocab_only=False)
+        self._context: Any = None
+        """The one in use, out of `_contexts`."""
+        self._contexts: dict[int, Any] = {}
+        """Rows of logits a call → context."""
+        self._batch: Any = None
+        try:
+            self._cutter = _Cutter(lib, self._model)
+            self.vocab_size = self._cutter.size
+            self.context_tokens = settings.context_tokens
+            longest = int(lib.llama_model_n_ctx_train(self._model))
+            if settings.context_tokens > longest:
+                # A learned position table would be read past its end, which ends the process.
+                raise ConfigError(
+                    f"{model}: made for {longest} tokens, not for a context of {settings.context_tokens}",
+                    hint="Use a smaller context.",
+                )
+            self._chunk = min(settings.ubatch_tokens, settings.context_tokens)
+            self._open_context = functools.partial(_new_context, lib, self._model, model, settings, self._chunk)
+            self._context = self._contexts[1] = self._open_context(1)
+            self._batch = lib.llama_batch_init(self._chunk, 0, 1)
+        except BaseException:
+            self.close()
+            raise
+        for index in range(self._chunk):
+            self._batch.n_seq_id[index] = 1
+            self._batch.seq_id[index][0] = 0
+        self._run = 0
+        """Counts runs, so that a half-read `generate` notices that its cache is gone."""
+
+    def score(self, ids: Sequence[int]) -> NDArray[np.float32]:
+        """Logits after each token of one sequence: (T, V) float32. The cache is cleared first.
+
+        Raises:
+            ConfigError: more tokens than the context holds, an id outside the vocabulary, or a closed
+                session.
+            DeviceError: llama.cpp could not compute.
+        """
+        self._begin(ids, rows=self._chunk)
+        logits = np.empty((len(ids), self.vocab_size), dtype=np.float32)
+        for start in range(0, len(ids), self._chunk):
+            chunk = ids[start : start + self._chunk]
+            self._decode(chunk, start, every_logit=True)
+            source = self._lib.llama_get_logits(self._context)
+            logits[start : start + len(chunk)] = np.ctypeslib.as_array(source, (len(chunk), self.vocab_size))
+        return logits
+
+    def generate(self, ids: Sequence[int], *, max_tokens: int, stop_ids: Sequence[int] = ()) -> Iterator[int]:
+        """Greedy continuation, one id at a time, without the stop token. Ties go to the lower id.
+
+        Ends after `max_tokens`, before a stop token, or when the context is full. Reading on after another
+        call on this session raises, since both share one cache.
+
+        Raises:
+            ConfigError: an empty prompt, one that the context cannot hold, an id outside the vocabulary, or a
+                closed session; all but the last are raised at once, not at the first token.
+            DeviceError: llama.cpp could not compute.
+        """
+        self._begin(ids)
+        return self._generate(list(ids), max_tokens, frozenset(stop_ids), self._run)
+
+    def time_generation(self, ids: Sequence[int], *, decode_tokens: int) -> Timing:
+        """Generate exactly `decode_tokens` greedily and say how long each part took.
+
+        Prefill ends when the last prompt token's logits are there; decoding is `decode_tokens` steps after
+        it, each with its choice of the next token.
+
+        Raises:
+            ConfigError: prompt and decoded tokens together do not fit the context, or an id outside the
+                vocabulary.
+            DeviceError: llama.cpp could not compute.
+        """
+        self._begin(ids)
+        if len(ids) + decode_tokens > self.context_tokens:
+            raise ConfigError(
+                f"{len(ids)} + {decode_tokens} tokens do not fit a context of {self.context_tokens}",
+                hint="Use a shorter prompt, fewer tokens or a larger context.",
+            )
+        started = time.perf_counter()
+        self._prefill(ids)
+        filled = time.perf_counter()
+        for position in range(len(ids), len(ids) + decode_tokens):
+            self._decode([self._greedy()], position, every_logit=False)
+        if decode_tokens:
+            self._greedy()
+        done = time.perf_counter()
+        return Timing(
+            prefill_s=filled - started,
+            decode_s=done - filled,
+            prompt_tokens=len(ids),
+            decoded_tokens=decode_tokens,
+        )
+
+    def tokenize(self, text: str, parse_special: bool = True) -> list[int]:
+        """Token ids of a text by the file's own tokenizer, without BOS or EOS.
+
+        Raises:
+            ConfigError: the session is closed, or the vocabulary has no tokens for a character.
+        """
+        self._require_open()
+        return self._cutter.tokenize(text, parse_special)
+
+    def close(self) -> None:
+        """Free batch, context and model; calling it again does nothing."""
+        if self._batch is not None:
+            self._lib.llama_batch_free(self._batch)
+            self._batch = None
+        for context in self._contexts.values():
+            self._lib.llama_free(context)
+        self._contexts.clear()
+        self._context = None
+        if self._model is not None:
+            self._lib.llama_model_free(self._model)
+            self._model = None
+
+    def __enter__(self) -> LlamaSession:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        with contextlib.suppress(Exception):
+            self.close()
+
+    def _require_open(self) -> None:
+        if self._context is None:
+            raise ConfigError("this session is closed")
+
+    def _begin(self, ids: Sequence[int], *, rows: int = 1) -> None:
+        """Check a prompt, take the context with that many rows of logits, and forget the sequence before."""
+        self._require_open()
+        if not len(ids):
+            raise ConfigError("no tokens to run", hint="Start with the model's BOS token.")
+        if len(ids) > self.context_tokens:
+            raise ConfigError(
+                f"{len(ids)} tokens do not fit a context of {self.context_tokens}",
+                hint="Use fewer tokens or a larger context.",
+            )
+        low, high = min(ids), max(ids)
+        if low < 0 or high >= self.vocab_size:
+            wrong = low if low < 0 else high
+            raise ConfigError(
+                f"token id {wrong} is outside the vocabulary of {self.vocab_size}",
+                hint="Were the tokens made by this artifact's own tokenizer?",
+            )
+        self._run += 1
+        if rows not in self._contexts:
+            self._contexts[rows] = self._open_context(rows)
+        self._context = self._contexts[rows]
+        self._lib.llama_memory_clear(self._lib.llama_get_memory(self._context), False)
+
+    def _generate(self, ids: list[int], max_tokens: int, stops: frozenset[int], run: int) -> Iterator[int]:
+        for count in range(max_tokens):
+            if run != self._run:
+                raise ConfigError(
+                    "another call took this session's cache", hint="Read one generation to its end first."
+                )
+            self._require_open()
+            if count == 0:
+                self._prefill(ids)
+            elif len(ids) <= self.context_tokens:
+                self._decode(ids[-1:], len(ids) - 1, every_logit=False)
+            else:
+                return
+            token = self._greedy()
+            if token in stops:
+                return
+            ids.append(token)
+            yield token
+
+    def _prefill(self, ids: Sequence[int]) -> None:
+        for start in range(0, len(ids), self._chunk):
+            self._decode(ids[start : start + self._chunk], start, every_logit=False)
+
+    def _decode(self, chunk: Sequence[int], start: int, *, every_logit: bool) -> None:
+        """Run at most one ubatch at positions `start`, …; logits of every token or of the last."""
+        batch = self._batch
+        batch.n_tokens = len(chunk)
+        last = len(chunk) - 1
+        for index, token in enumerate(chunk):
+            batch.token[index] = token
+            batch.pos[index] = start + index
+            batch.logits[index] = every_logit or index == last
+        _log.clear()
+        code = self._lib.llama_decode(self._context, batch)
+        if code != 0:
+            raise DeviceError(f"llama.cpp could not compute (code {code}){_reason()}")
+
+    def _greedy(self) -> int:
+        source = self._lib.llama_get_logits_ith(self._context, -1)
+        return int(np.argmax(np.ctypeslib.as_array(source, (self.vocab_size,))))
+
+
+@functools.cache
+def _library() -> Any:
+    """The llama_cpp module with its backend started and its log led into `_log`.
+
+    Raises:
+        UnsupportedError: llama-cpp-python is not installed or does not load here.
+    """
+    try:
+        import llama_cpp
+    except (ImportError, OSError, RuntimeError) as error:
+        raise UnsupportedError(
+            f"GGUF files need llama-cpp-python: {error}", hint="Install it with: pip install 'edgegen[gguf]'"
+        ) from error
+    llama_cpp.llama_log_set(_log_callback(llama_cpp), ctypes.c_void_p(0))
+    llama_cpp.llama_backend_init()
+    return llama_cpp
+
+
+@functools.cache
+def _log_callback(llama_cpp: Any) -> Any:
+    """The C callback; cached, because C keeps only a pointer to it."""
+
+    def keep(level: int, text: bytes, _: Any) -> None:
+        line = text.decode("utf-8", "replace")
+        if level == _CONTINUED and _log:
+            level, before = _log.pop()
+            line = before + line
+        _log.append((level, line))
+
+    return llama_cpp.llama_log_callback(keep)
+
+
+def _reason() -> str:
+    """`: ` and llama.cpp's error lines since the log was cleared, the innermost cause first; empty if there
+    are none."""
+    lines: list[str] = []
+    for level, text in _log:
+        line = text.strip()
+        if level == _ERROR and line and line not in lines:
+            lines.append(line)
+    return ": " + "; ".join(lines[:3]) if lines else ""
+
+
+def _check(settings: Settings) -> None:
+    for name in ("context_tokens", "ubatch_tokens", "threads"):
+        if getattr(settings, name) < 1:
+            raise ConfigError(f"{name} must be 1 or more, not {getattr(settings, name)}")
+    if settings.kv_type not in _GGML_TYPE:
+        raise ConfigError(f"kv_type {settings.kv_type!r} is unknown", hint="Known: " + ", ".join(_GGML_TYPE) + ".")
+
+
+def _load(lib: Any, model: Path, *, vocab_only: bool) -> Any:
+    if not model.is_file():
+        raise ConfigError(f"{model}: no such file")
+    with disk_errors(model), model.open("rb"):
+        pass
+    params = lib.llama_model_default_params()
+    params.n_gpu_layers = 0
+    params.vocab_only = vocab_only
+    params.use_extra_bufts = USE_EXTRA_BUFTS
+    params.load_mode = getattr(lib, f"LLAMA_LOAD_MODE_{LOAD_MODE.upper()}")
+    _log.clear()
+    loaded = lib.llama_model_load_from_file(str(model).encode(), params)
+    if not loaded:
+        raise DeviceError(f"{model}: llama.cpp refuses this file{_reason()}")
+    return loaded
+
+
+def _new_context(lib: Any, loaded: Any, model: Path, settings: Settings, chunk: int, rows: int) -> Any:
+    """A context that computes at most `rows` rows of logits a call."""
+    params = lib.llama_context_default_params()
+    params.n_ctx = settings.context_tokens
+    params.n_batch = params.n_ubatch = chunk
+    params.n_seq_max = 1
+    params.n_threads = params.n_threads_batch = settings.threads
+    params.type_k = params.type_v = _GGML_TYPE[settings.kv_type]
+    params.n_outputs_max = rows
+    params.flash_attn_type = lib.LLAMA_FLASH_ATTN_TYPE_ENABLED
+    params.swa_full = False
+    params.no_perf = True
+    _log.clear()
+    context = lib.llama_init_from_model(loaded, params)
+    if not context:
+        raise DeviceError(
+            f"{model}: llama.cpp cannot start a context of {settings.context_tokens} tokens{_reason()}",
+            hint="Try a smaller context or another kv_type.",
+        )
+    return context
+
+
+class _Cutter:
+    """The tokenizer of a loaded model. It lives as long as the model does."""
+
+    def __init__(self, lib: Any, loaded: Any) -> None:
+        self._lib = lib
+        self._vocab = lib.llama_model_get_vocab(loaded)
+        self.size = int(lib.llama_vocab_n_tokens(self._vocab))
+
+    def tokenize(self, text: str, parse_special: bool) -> list[int]:
+        """Ids of a text without BOS or EOS.
+
+        Raises:
+            ConfigError: a character that the vocabulary cannot write.
+        """
+        if self._characters is not None:
+            lacking = set(text.replace(" ", "▁")) - self._characters
+            if lacking:
+                raise ConfigError(f"this vocabulary has no tokens for {sorted(lacking)[:5]}, nor all bytes instead")
+        data = text.encode()
+        room = len(data) + 8
+        while True:
+            ids = (self._lib.llama_token * room)()
+            count = self._lib.llama_tokenize(self._vocab, data, len(data), ids, room, False, parse_special)
+            if count >= 0:
+                return list(ids[:count])
+            room = -count
+
+    @functools.cached_property
+    def _characters(self) -> frozenset[str] | None:
+        """Characters with a token of their own, None where every byte has one.
+
+        A SentencePiece-like vocabulary writes unknown characters as bytes; if it lacks one of these tokens,
+        llama.cpp ends the process at such a character.
+        """
+        if self._lib.llama_vocab_type(self._vocab) != self._lib.LLAMA_VOCAB_TYPE_SPM:
+            return None
+        spelled = {
+            (self._lib.llama_vocab_get_text(self._vocab, token) or b"").decode("utf-8", "replace")
+            for token in range(self.size)
+        }
+        if all(f"<0x{byte:02X}>" in spelled for byte in range(256)):
+            return None
+        return frozenset(text for text in spelled if len(text) == 1)
