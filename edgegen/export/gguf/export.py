@@ -1,0 +1,374 @@
+"""Write a compressed model as a GGUF file with all that a device needs beside it.
+
+The file is built in a folder beside its place and renamed at the end: an interrupted export leaves nothing
+that looks like an artifact. Weights are read through a memory map, one tensor at a time, and copied as they
+are packed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgegen.common.codec import load_json, read_bytes, save_json
+from edgegen.common.files import (
+    digest_file,
+    disk_errors,
+    remove_tree,
+    replacing,
+    require_free_bytes,
+    sync_folder,
+)
+from edgegen.errors import ConfigError
+from edgegen.export.gguf import header
+from edgegen.export.gguf.families import Config, Family, Translation, family_of, translate
+from edgegen.export.gguf.proof import Proof, prove
+from edgegen.export.gguf.rope import Value
+from edgegen.export.gguf.tensors import Placed, Stored, aligned, head_order, place, tensor_bytes
+from edgegen.export.gguf.tokenizer import TokenizerFiles, Vocabulary, build_vocabulary, read_tokenizer
+from edgegen.grids import ggml
+from edgegen.records.artifact import Artifact, ArtifactFile
+from edgegen.records.compressed import Compressed, PackedTensor
+from edgegen.records.plan import Settings
+
+MODEL_FILE = "model.gguf"
+
+_TRAVELS = re.compile(
+    r"tokenizer\.json|tokenizer_config\.json|special_tokens_map\.json|chat_template\.jinja|generation_config\.json"
+    r"|README\.md|LICEN[SC]E.*|NOTICE.*",
+    re.IGNORECASE,
+)
+"""Files of the compressed folder that travel with the model."""
+
+_FILE_TYPES = {
+    **{"f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q8_0": 7, "q5_0": 8, "q5_1": 9, "q2_k": 10, "q3_k": 12},
+    **{"q4_k": 15, "q5_k": 17, "q6_k": 18, "iq2_xxs": 19, "iq2_xs": 20, "iq3_xxs": 23, "iq4_nl": 25},
+    **{"iq3_s": 26, "iq2_s": 28, "iq4_xs": 30, "bf16": 32},
+}
+"""Grid → GGUF's `general.file_type`, which says only what most of a file is."""
+
+Progress = Callable[[str, float], None]
+"""Called with a tensor's name and the fraction of bytes written."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """Everything about the file but its tensor data."""
+
+    family: Family
+    translation: Translation
+    metadata: dict[str, Value]
+    placed: list[Placed]
+    vocabulary: Vocabulary
+    proof: Proof | None
+
+
+def export_gguf(
+    compressed_folder: Path,
+    out: Path,
+    settings: Settings,
+    *,
+    prove_texts: Sequence[str],
+    progress: Progress | None = None,
+) -> Artifact:
+    """Write an artifact folder: model.gguf, tokenizer, templates, licence and artifact.json.
+
+    Args:
+        compressed_folder: with compressed.json, weights.bin, config.json and the tokenizer.
+        out: the artifact's folder; an artifact that is already there is replaced.
+        settings: how the runtime is to be started; recorded, and checked against the model's context.
+        prove_texts: held-out texts on which both tokenizers must agree.
+        progress: called after each tensor.
+
+    Raises:
+        ConfigError: the compressed folder is incomplete or damaged, or `out` holds something else.
+        UnsupportedError: the model, its configuration or its tokenizer cannot be expressed.
+        DeviceError: no space on the disk.
+    """
+    compressed = load_json(compressed_folder / "compressed.json", Compressed)
+    config = _read_config(compressed_folder)
+    weights = _map_weights(compressed_folder, compressed)
+    layout = _lay_out(config, compressed_folder, compressed.tensors, compressed.summary.license, prove_texts)
+    assert layout.proof is not None, "the tokenizer is always proven before writing"
+    if settings.context_tokens > layout.translation.context_tokens:
+        raise ConfigError(
+            f"a context of {settings.context_tokens} tokens is more than the "
+            f"{layout.translation.context_tokens} that this file stands for",
+            hint="Plan with a smaller context.",
+        )
+    _require_replaceable(out)
+    size = header.header_bytes(layout.family.arch, layout.metadata, layout.placed)
+    require_free_bytes(out.parent, size + sum(aligned(tensor.nbytes) for tensor in layout.placed))
+    building = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    with disk_errors(out):
+        remove_tree(building)
+        building.mkdir(parents=True)
+        try:
+            with replacing(building / MODEL_FILE) as temporary:
+                _write_model(temporary, layout, compressed.tensors, weights, progress)
+            _copy_companions(compressed_folder, building, compressed.files)
+            artifact = _describe(building, compressed, layout, settings)
+            save_json(building / "artifact.json", artifact)
+            _swap(building, out)
+        finally:
+            remove_tree(building)
+    return artifact
+
+
+def gguf_overhead_bytes(
+    config: Config,
+    tokenizer_folder: Path,
+    tensors: Sequence[Stored],
+    *,
+    license_text: str = "",
+    prove_texts: Sequence[str] = (),
+) -> int:
+    """What a GGUF file takes beyond the data of the given tensors: header, padding, computed and repeated
+    tensors.
+
+    Added to `tensor_bytes` of each given tensor it is `predict_gguf_bytes`; it depends on the grids only
+    through the number type that each tensor names, which has a fixed size. So a planner asks for it once for
+    many grids. Arguments as `predict_gguf_bytes`.
+    """
+    total = predict_gguf_bytes(config, tokenizer_folder, tensors, license_text=license_text, prove_texts=prove_texts)
+    return total - sum(tensor_bytes(t.grid, t.rows, t.columns) for t in tensors)
+
+
+def predict_gguf_bytes(
+    config: Config,
+    tokenizer_folder: Path,
+    tensors: Sequence[Stored],
+    *,
+    license_text: str = "",
+    prove_texts: Sequence[str] = (),
+) -> int:
+    """Exact size of the GGUF file that these tensors will make.
+
+    The header holds the name of the tokenizer's splitting rule, so the count is exact when the same texts are
+    given as for the export; without any, the rule is the first guess, whose name can be off by one alignment
+    step.
+
+    Args:
+        config: config.json, with final sizes.
+        tokenizer_folder: with tokenizer.json and the files beside it.
+        tensors: name, grid, rows and columns of every stored tensor.
+        license_text: what the model's summary says, used where the model card is silent.
+        prove_texts: held-out texts; given, the tokenizer is proven as for an export.
+
+    Raises:
+        ConfigError, UnsupportedError: as `export_gguf`, for whatever can be seen without the weights.
+    """
+    layout = _lay_out(config, tokenizer_folder, tensors, license_text, prove_texts or None)
+    head = header.header_bytes(layout.family.arch, layout.metadata, layout.placed)
+    return head + sum(aligned(tensor.nbytes) for tensor in layout.placed)
+
+
+def _lay_out(
+    config: Config,
+    folder: Path,
+    stored: Sequence[Stored],
+    license_text: str,
+    prove_texts: Sequence[str] | None,
+) -> _Layout:
+    """Decide everything about the file but its tensor data; without texts the tokenizer is taken at its
+    word."""
+    family = family_of(config)
+    translation = translate(config)
+    placed = place(family, config, translation, stored)
+    rows = next(tensor.rows for tensor in placed if tensor.name == "token_embd.weight")
+    files = read_tokenizer(folder)
+    vocabulary = build_vocabulary(files, rows)
+    metadata = {
+        **_general(config, folder, placed, license_text, files),
+        **translation.metadata,
+    }
+    proof = None
+    if prove_texts is None:
+        tokenizer = vocabulary.with_rule(vocabulary.pre_names[0] if vocabulary.pre_names else "")
+    else:
+        proof = prove(family.arch, metadata, vocabulary, files, prove_texts)
+        tokenizer = proof.metadata
+    return _Layout(family, translation, metadata | tokenizer, placed, vocabulary, proof)
+
+
+def _general(
+    config: Config, folder: Path, placed: Sequence[Placed], license_text: str, files: TokenizerFiles
+) -> dict[str, Value]:
+    """The `general.*` keys."""
+    weights = sum(tensor.rows * tensor.columns for tensor in placed if tensor.source and not tensor.repeated)
+    by_grid: Counter[str] = Counter()
+    for tensor in placed:
+        if not tensor.vector:
+            by_grid[tensor.grid] += tensor.nbytes
+    most = max(sorted(by_grid), key=by_grid.__getitem__, default="f32")
+    metadata: dict[str, Value] = {
+        "general.type": "model",
+        "general.name": _name(config, weights, files),
+        "general.quantization_version": 2,
+        "general.file_type": _FILE_TYPES[most],
+    }
+    card = _card(folder)
+    licence = card.get("license") or license_text
+    if licence:
+        metadata["general.license"] = licence
+    for key in ("license_name", "license_link"):
+        if key in card:
+            metadata[f"general.{key.replace('_', '.')}"] = card[key]
+    return metadata
+
+
+def _name(config: Config, weights: int, files: TokenizerFiles) -> str:
+    """The model's name: the last part of where it was loaded from, else its family and size.
+
+    llama.cpp takes a name with `phi-3` in it as a sign of special tokens that swallow the space after them,
+    and ends the process when the tokens that it expects then are not there.
+    """
+    given = str(config.get("_name_or_path") or "").rstrip("/").rsplit("/", 1)[-1]
+    name = given or f"{config['model_type']} {weights}"
+    added = files.tokenizer.get("added_tokens", [])
+    known = {*files.tokenizer["model"].get("vocab", {}), *(token["content"] for token in added)}
+    swallowing = any(token.get("rstrip") for token in added)
+    if not swallowing or not {"</s>", "<unk>", "<s>", "<|endoftext|>"} <= known:
+        name = re.sub(r"(?i)(phi)-?3", r"\1 3", name)
+    return name
+
+
+def _card(folder: Path) -> dict[str, str]:
+    """The licence lines of the model card's front matter, without quotes."""
+    path = folder / "README.md"
+    if not path.is_file():
+        return {}
+    text = path.read_text(encoding="utf-8", errors="replace")
+    front = re.match(r"---\s*\n(.*?)\n---", text, re.DOTALL)
+    found = re.findall(r"^(license(?:_name|_link)?):[ \t]*(\S.*?)\s*$", front[1] if front else "", re.MULTILINE)
+    return {key: value.strip("'\"") for key, value in found}
+
+
+def _read_config(folder: Path) -> dict[str, object]:
+    path = folder / "config.json"
+    try:
+        config = json.loads(read_bytes(path))
+    except ValueError as error:
+        raise ConfigError(f"{path}: not valid JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise ConfigError(f"{path}: not a JSON object")
+    return config
+
+
+def _map_weights(folder: Path, compressed: Compressed) -> NDArray[np.uint8]:
+    """weights.bin as bytes, mapped, after checking that it is what the record says."""
+    path = folder / "weights.bin"
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such file", hint="Run the compression again.")
+    size = path.stat().st_size
+    for tensor in compressed.tensors:
+        expected = tensor.rows * ggml.row_bytes(tensor.grid, tensor.columns)
+        if tensor.bytes != expected:
+            raise ConfigError(
+                f"{tensor.name}: {tensor.bytes:,} bytes are recorded, {tensor.grid} takes {expected:,} here"
+            )
+        if tensor.offset < 0 or tensor.offset + tensor.bytes > size:
+            raise ConfigError(f"{path}: cut off, {tensor.name} is not wholly in it", hint="Run the compression again.")
+    if digest_file(path) != compressed.digest:
+        raise ConfigError(f"{path}: damaged, its digest is not the recorded one", hint="Run the compression again.")
+    return np.memmap(path, dtype=np.uint8, mode="r")
+
+
+def _write_model(
+    path: Path,
+    layout: _Layout,
+    stored: Sequence[PackedTensor],
+    weights: NDArray[np.uint8],
+    progress: Progress | None,
+) -> None:
+    sources = {tensor.name: tensor for tensor in stored}
+    total, done = sum(tensor.nbytes for tensor in layout.placed), 0
+    writer = header.start(path, layout.family.arch, layout.metadata, layout.placed)
+    try:
+        for tensor in layout.placed:
+            writer.write_tensor_data(_data(tensor, sources, weights))
+            done += tensor.nbytes
+            if progress is not None:
+                progress(tensor.name, done / total)
+    finally:
+        writer.close()
+
+
+def _data(tensor: Placed, sources: Mapping[str, PackedTensor], weights: NDArray[np.uint8]) -> NDArray[np.generic]:
+    """A tensor's bytes as they stand in the file: packed rows in the file's order, or a float32 vector."""
+    if tensor.values is not None:
+        return tensor.values
+    source = sources[tensor.source]
+    raw = weights[source.offset : source.offset + source.bytes]
+    if tensor.vector:
+        values = np.frombuffer(raw.tobytes(), dtype=np.float32)
+        if tensor.heads:
+            values = values[head_order(values.size, tensor.heads)]
+        return (values + np.float32(tensor.shift)) * np.float32(tensor.scale)
+    if tensor.heads:
+        return raw.reshape(tensor.rows, -1)[head_order(tensor.rows, tensor.heads)]
+    return raw
+
+
+def _copy_companions(source: Path, target: Path, files: Sequence[str]) -> None:
+    """Copy the files that travel, each flushed; the tokenizer always does."""
+    for name in sorted({"tokenizer.json", *(name for name in files if _TRAVELS.fullmatch(name))}):
+        data = read_bytes(source / name)
+        with replacing(target / name) as temporary:
+            temporary.write_bytes(data)
+
+
+def _describe(folder: Path, compressed: Compressed, layout: _Layout, settings: Settings) -> Artifact:
+    assert layout.proof is not None
+    files = tuple(
+        ArtifactFile(path=path.name, bytes=path.stat().st_size, digest=digest_file(path))
+        for path in sorted(folder.iterdir())
+    )
+    table = next(tensor for tensor in layout.placed if tensor.name == "token_embd.weight")
+    parameters = sum(t.rows * t.columns for t in layout.placed if t.source and not t.repeated)
+    notes = (*compressed.notes, *layout.translation.notes, *layout.proof.notes)
+    if any(tensor.repeated for tensor in layout.placed):
+        notes += (f"{layout.family.arch} has no tied head in llama.cpp, so the embedding is stored twice",)
+    return Artifact(
+        schema=1,
+        target="gguf",
+        model=MODEL_FILE,
+        files=files,
+        family=compressed.summary.family,
+        parameters=parameters,
+        vocab_size=table.rows,
+        context_tokens=layout.translation.context_tokens,
+        settings=settings,
+        bos_id=layout.vocabulary.bos_id,
+        eos_ids=layout.vocabulary.eos_ids,
+        add_bos=layout.vocabulary.add_bos,
+        parent=compressed.digest,
+        tokenizer_proof=layout.proof.words,
+        notes=notes,
+    )
+
+
+def _require_replaceable(out: Path) -> None:
+    """Only an empty folder or an earlier artifact may be replaced."""
+    if out.exists() and not (out / "artifact.json").is_file() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError(f"{out}: exists and is no artifact", hint="Choose another folder with --out.")
+
+
+def _swap(building: Path, out: Path) -> None:
+    """Put the finished folder in its place; what was there goes last."""
+    old = out.with_name(f".{out.name}.{os.getpid()}.old")
+    sync_folder(building)
+    remove_tree(old)
+    if out.exists():
+        out.replace(old)
+    building.replace(out)
+    sync_folder(out.parent)
+    remove_tree(old)
