@@ -1,0 +1,296 @@
+"""Find a checkpoint, check it, and open it.
+
+A model is a folder that `save_pretrained` wrote or a hub id. Everything that can be wrong with it is looked for
+here, before minutes of work: missing or damaged weights, tensors of another shape than the configuration says, a
+tokenizer with more tokens than the embedding has rows.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from edgegen.common.codec import digest_record
+from edgegen.common.files import digest_file
+from edgegen.errors import ConfigError, DeviceError, NetworkError, UnsupportedError
+from edgegen.modeling.checkpoint import Checkpoint
+from edgegen.records.model import ModelRef
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "generation_config.json",
+)
+_CARD_FILES = ("README.md", "LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE")
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
+_FP32_PARAMETERS = 1_500_000_000
+"""Above this many, calibration runs in bfloat16, so that the model is never held at four bytes a weight."""
+
+
+def find_model(source: str, *, revision: str = "") -> ModelRef:
+    """A folder, or a hub id that is downloaded (or found in the local cache).
+
+    Raises:
+        ConfigError: neither a folder with a config.json nor a known hub id.
+        NetworkError: the hub cannot be reached.
+    """
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").exists():
+            raise ConfigError(
+                f"{folder}: no config.json in it",
+                hint="Give a folder that save_pretrained wrote, or a hub id.",
+            )
+        return ModelRef(source=source, path=str(folder.resolve()), digest=_digest(folder))
+    if folder.exists() or not _HUB_ID.fullmatch(source):
+        raise ConfigError(
+            f"{source}: {'a file, not a folder' if folder.exists() else 'no such folder'}",
+            hint="Give a folder with config.json and model.safetensors, or a hub id like org/name.",
+        )
+    return _download(source, revision)
+
+
+def _download(source: str, revision: str) -> ModelRef:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
+
+    try:
+        path = snapshot_download(
+            source,
+            revision=revision or None,
+            allow_patterns=["*.json", "*.safetensors", "*.model", "*.jinja", *_CARD_FILES],
+        )
+    except GatedRepoError as error:
+        raise ConfigError(
+            f"{source}: the hub gives this model only to accounts that accepted its terms",
+            hint="Accept them on its page, then log in with: hf auth login.",
+        ) from error
+    except (RepositoryNotFoundError, HFValidationError) as error:
+        raise ConfigError(
+            f"{source}: no such folder, and no such model on the hub", hint="Check the path or the spelling."
+        ) from error
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        raise NetworkError(
+            f"{source}: not a folder here, and the hub cannot be reached",
+            hint="Check the path, or download it first.",
+        ) from error
+    folder = Path(path)
+    return ModelRef(source=source, path=path, revision=folder.name, digest=_digest(folder))
+
+
+def _digest(folder: Path) -> str:
+    names = ["config.json", *TOKENIZER_FILES]
+    files = [folder / name for name in names if (folder / name).exists()] + sorted(folder.glob("*.safetensors"))
+    return digest_record({path.name: digest_file(path) for path in files})
+
+
+def travelling_files(folder: Path) -> list[Path]:
+    """Tokenizer, chat template, generation settings, model card and licence: what must never be dropped."""
+    return [folder / name for name in (*TOKENIZER_FILES, *_CARD_FILES) if (folder / name).exists()]
+
+
+def read_config(ref: ModelRef) -> dict[str, Any]:
+    """config.json as it stands.
+
+    Raises:
+        ConfigError: not JSON or no `model_type`.
+    """
+    path = Path(ref.path) / "config.json"
+    try:
+        config = json.loads(path.read_bytes())
+        config["model_type"]
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise ConfigError(f"{path}: not a model configuration with a model_type") from error
+    return dict(config)
+
+
+@contextlib.contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Keep the libraries' own progress bars and advice off stderr; errors still surface as exceptions."""
+    from transformers.utils import logging as hf_logging
+
+    level = hf_logging.get_verbosity()
+    hf_logging.set_verbosity_error()
+    hf_logging.disable_progress_bar()
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        hf_logging.set_verbosity(level)
+
+
+def empty_model(ref: ModelRef) -> Any:
+    """The architecture without weights (on torch's meta device).
+
+    Raises:
+        UnsupportedError: transformers does not know it as a causal language model.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with quiet_transformers():
+        try:
+            config = AutoConfig.from_pretrained(ref.path)
+            with torch.device("meta"):
+                return AutoModelForCausalLM.from_config(config)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            kind = read_config(ref)["model_type"]
+            raise UnsupportedError(
+                f"{ref.source}: {kind!r} is no causal language model that transformers can build: {_first_line(error)}"
+            ) from error
+
+
+def open_model(ref: ModelRef, *, parameters: int) -> Any:
+    """The model with its weights, in evaluation mode, on the CPU.
+
+    fp32 up to 1.5 B parameters, bf16 above. Shards are read one after the other into place.
+
+    Raises:
+        DeviceError: the weights would not fit into the free memory.
+    """
+    from transformers import AutoModelForCausalLM
+
+    dtype = torch.float32 if parameters <= _FP32_PARAMETERS else torch.bfloat16
+    needed = int(parameters * (4 if dtype is torch.float32 else 2) * 1.25) + 500_000_000
+    free = psutil.virtual_memory().available
+    if needed > free:
+        raise DeviceError(
+            f"{ref.source}: calibrating needs about {needed / 1e9:.1f} GB of memory and {free / 1e9:.1f} GB are free",
+            hint="Close other programs or use a machine with more memory.",
+        )
+    with quiet_transformers():
+        model = AutoModelForCausalLM.from_pretrained(
+            ref.path, dtype=dtype, attn_implementation="eager" if _wants_eager(ref) else "sdpa"
+        )
+    return model.eval().requires_grad_(False)
+
+
+def _wants_eager(ref: ModelRef) -> bool:
+    """Gemma 2 caps attention scores, which torch's fused attention cannot do."""
+    return read_config(ref)["model_type"] == "gemma2"
+
+
+def open_tokenizer(folder: Path) -> Any:
+    """The fast tokenizer of a folder.
+
+    Raises:
+        ConfigError: there is none or it cannot be read.
+        UnsupportedError: there is only a slow one.
+    """
+    from transformers import AutoTokenizer
+
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if not (folder / "tokenizer.json").exists():
+        if (folder / "tokenizer.model").exists():
+            raise UnsupportedError(
+                f"{folder}: only a slow tokenizer (tokenizer.model); a device needs tokenizer.json",
+                hint="Write it once: AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER).",
+            )
+        raise ConfigError(
+            f"{folder}: no tokenizer.json in it",
+            hint="Save the tokenizer beside the model with tokenizer.save_pretrained(...).",
+        )
+    with quiet_transformers():
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(folder)
+        except Exception as error:  # transformers raises whatever its parsers raise
+            raise ConfigError(
+                f"{folder}: the tokenizer cannot be read: {_first_line(error)}",
+                hint="Save the tokenizer beside the model with tokenizer.save_pretrained(...).",
+            ) from error
+    if not getattr(tokenizer, "is_fast", False):
+        raise UnsupportedError(
+            f"{folder}: only fast tokenizers (tokenizer.json) can travel to a device",
+            hint="Write one once: AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER).",
+        )
+    return tokenizer
+
+
+def check_model(ref: ModelRef, empty: Any, checkpoint: Checkpoint, tokenizer: Any) -> list[str]:
+    """Compare the checkpoint with what the configuration promises.
+
+    Returns:
+        Notes about what is odd but harmless.
+
+    Raises:
+        ConfigError: missing tensors, other shapes, or a tokenizer that does not match the embedding.
+    """
+    stored = stored_names(empty, checkpoint)
+    expected = {name: tuple(tensor.shape) for name, tensor in empty.named_parameters()}
+    missing = [name for name in expected if name not in stored]
+    if missing:
+        raise ConfigError(
+            f"{ref.source}: {len(missing)} tensors are missing from its weights, first {missing[0]!r}",
+            hint="Download the checkpoint again, or check that config.json belongs to it.",
+        )
+    for name, shape in expected.items():
+        found = checkpoint.shapes[stored[name]]
+        if found != shape:
+            raise ConfigError(
+                f"{ref.source}: tensor {stored[name]!r} is {list(found)}, but config.json makes it {list(shape)}",
+                hint="config.json and the weights are of different models.",
+            )
+    rows = empty.get_input_embeddings().weight.shape[0]
+    highest = max(tokenizer.get_vocab().values(), default=-1)
+    if highest >= rows:
+        raise ConfigError(
+            f"{ref.source}: the tokenizer has ids up to {highest} but the embedding has {rows} rows",
+            hint="The tokenizer is of another model, or model.resize_token_embeddings was not saved.",
+        )
+    unused = set(checkpoint.shapes) - set(stored.values())
+    if empty.config.tie_word_embeddings:
+        unused -= set(_table_names(empty))  # the same table once more
+    return [f"{len(unused)} stored tensors are not used by the architecture and were left out"] if unused else []
+
+
+def stored_names(empty: Any, checkpoint: Checkpoint) -> dict[str, str]:
+    """Parameter name of the model → name in the files.
+
+    Base models are stored without their prefix (`transformer.`, `model.`) by some, and a tied table under either of
+    its two names.
+    """
+    prefix = empty.base_model_prefix + "."
+    tables = _table_names(empty)
+    found: dict[str, str] = {}
+    for name, _ in empty.named_parameters():
+        names = [name, name.removeprefix(prefix), prefix + name]
+        if empty.config.tie_word_embeddings and name in tables:
+            names += tables
+        for candidate in names:
+            if candidate in checkpoint.shapes:
+                found[name] = candidate
+                break
+    return found
+
+
+def _table_names(empty: Any) -> list[str]:
+    """What a tied table may be stored as: embedding, head, embedding without the base model's prefix."""
+    table = _name_of(empty, empty.get_input_embeddings())
+    output = empty.get_output_embeddings()
+    head = _name_of(empty, output) if output is not None else table
+    return [table, head, table.removeprefix(empty.base_model_prefix + ".")]
+
+
+def _name_of(model: Any, module: Any) -> str:
+    return next(name for name, other in model.named_modules() if other is module) + ".weight"
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:300] if lines else type(error).__name__

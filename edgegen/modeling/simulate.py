@@ -1,0 +1,73 @@
+"""Put rounded weights into a torch model, with the runtime's rounding of activations, and take them out again.
+
+llama.cpp multiplies quantized weights with activations that it rounds to int8 in blocks of 32 or 256 inputs. That
+costs up to a thousandth of a nat, which weights alone would not show, so it is simulated too: scale = max|x| / 127
+in each block, round to nearest.
+
+Originals are read again from the checkpoint rather than kept, so a model is never in memory twice.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from edgegen.modeling.source import TensorSource
+
+ACTIVATION_BLOCKS = {"int8_32": 32, "int8_256": 256}
+
+
+def round_activations(x: torch.Tensor, block: int) -> torch.Tensor:
+    """int8 absmax rounding of the last dimension in blocks; the last block may be shorter. Shape is kept."""
+    width = x.shape[-1]
+    padded = torch.nn.functional.pad(x, (0, -width % block)).unflatten(-1, (-1, block))
+    scale = padded.abs().amax(-1, keepdim=True) / 127
+    scale = torch.where(scale == 0, torch.ones_like(scale), scale)
+    return ((padded / scale).round() * scale).flatten(-2)[..., :width]
+
+
+@contextlib.contextmanager
+def rounded_model(
+    model: Any, source: TensorSource, grids: dict[str, str], activation_of: dict[str, str]
+) -> Iterator[None]:
+    """Inside the block, the model computes as the runtime would with these grids.
+
+    Args:
+        model: mutated inside, restored after.
+        source: where rounded and original tensors come from.
+        grids: tensor name → grid; tensors left out stay as they are.
+        activation_of: grid → how the runtime rounds the other operand (a key of `ACTIVATION_BLOCKS`, or `float`).
+    """
+    parameters = dict(model.named_parameters())
+    hooks = []
+    table = model.get_input_embeddings()
+    try:
+        with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+            rounded = pool.map(lambda item: source.rounded(*item), grids.items())
+            for (name, _), values in zip(grids.items(), rounded, strict=True):
+                parameters[name].data.copy_(source.as_parameter(name, values))
+        for name, grid in grids.items():
+            block = ACTIVATION_BLOCKS.get(activation_of.get(grid, "float"))
+            module = model.get_submodule(name.rpartition(".")[0])
+            if module is table:
+                module = model.get_output_embeddings() if model.config.tie_word_embeddings else None
+            if block and module is not None:
+                hooks.append(module.register_forward_pre_hook(_rounding_hook(block)))
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for name in grids:
+            parameters[name].data.copy_(source.original_parameter(name))
+
+
+def _rounding_hook(block: int) -> Any:
+    def hook(module: Any, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        return (round_activations(inputs[0], block), *inputs[1:])
+
+    return hook
