@@ -1,0 +1,177 @@
+"""What a choice of grids costs on a device: bytes, resident memory, seconds.
+
+Decoding one token reads every weight but the input table's once, so with threads p
+
+    t = max(bytes read / bandwidth,  Σ weights · ns(grid) / p)  +  layers · dispatch
+
+(the roofline of Williams et al. 2009 plus a fixed cost per block). Resident memory is
+
+    process + weights + key/value cache + compute buffers(micro-batch, hidden, ffn) + tables(vocabulary);
+
+a table that is both embedding and head is resident twice where the runtime rearranges its grid's weights for the
+matrix kernels. All coefficients come from the target's and the profile's files.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from edgegen.errors import ConfigError
+from edgegen.records.model import ModelSummary, TensorInfo
+from edgegen.records.plan import Prediction, Settings
+from edgegen.records.profile import Profile
+from edgegen.records.target import Target
+
+
+class Device(msgspec.Struct, frozen=True):
+    """A profile and a target boiled down to coefficients."""
+
+    bandwidth_bytes_per_s: float
+    threads: int
+    seconds_per_weight: dict[str, float]
+    """Grid → seconds per weight and decoded token on one core."""
+    prefill_seconds_per_weight: dict[str, float]
+    """The same for each token of a micro-batch of a prompt."""
+    rearranged: frozenset[str]
+    """Grids that the runtime rearranges on this processor."""
+    dispatch_s: float
+    """Per block and token."""
+    process_bytes: float
+    fixed_buffer_bytes: float
+    bytes_per_ubatch_hidden: float
+    bytes_per_ubatch_ffn: float
+    bytes_per_ubatch_vocab: float
+    bytes_per_vocab_entry: float
+    resident_fraction: float
+    kv_bits: float
+
+
+def device_of(profile: Profile, target: Target, settings: Settings) -> Device:
+    """Coefficients of a device; what the profile measured wins over the target's table.
+
+    Raises:
+        ConfigError: the target has no kernel costs for the profile's instruction set.
+    """
+    clock = profile.device.clock_ghz.value
+    isa = profile.device.isa
+    costs, prefill = {}, {}
+    for grid in target.grids:
+        if isa not in grid.cycles_per_weight:
+            raise ConfigError(
+                f"profile {profile.name}: target {target.name} has no kernel costs for isa {isa!r}",
+                hint="Known: " + ", ".join(sorted(grid.cycles_per_weight)) + ".",
+            )
+        cycles = grid.cycles_per_weight[isa]
+        measured = profile.kernel_ns_per_weight.get(grid.name)
+        costs[grid.name] = measured.value * 1e-9 if measured else cycles / (clock * 1e9)
+        timed = profile.prefill_ns_per_weight.get(grid.name)
+        scaled = costs[grid.name] * grid.prefill_cycles_per_weight.get(isa, cycles) / cycles
+        prefill[grid.name] = timed.value * 1e-9 if timed else scaled
+    dispatch = profile.overhead_s_per_layer_token
+    return Device(
+        bandwidth_bytes_per_s=profile.device.bandwidth_bytes_per_s.value,
+        threads=settings.threads,
+        seconds_per_weight=costs,
+        prefill_seconds_per_weight=prefill,
+        rearranged=frozenset(g.name for g in target.grids if isa in g.repacked_isas),
+        dispatch_s=dispatch.value if dispatch else target.overheads.seconds_per_layer_token / clock,
+        process_bytes=target.overheads.process_bytes,
+        fixed_buffer_bytes=target.overheads.fixed_buffer_bytes,
+        bytes_per_ubatch_hidden=target.overheads.buffer_bytes_per_ubatch_hidden,
+        bytes_per_ubatch_ffn=target.overheads.buffer_bytes_per_ubatch_ffn,
+        bytes_per_vocab_entry=target.overheads.bytes_per_vocab_entry,
+        bytes_per_ubatch_vocab=target.overheads.buffer_bytes_per_ubatch_vocab,
+        resident_fraction=target.overheads.weights_resident_fraction,
+        kv_bits=target.kv_bits[settings.kv_type],
+    )
+
+
+def kv_bytes(summary: ModelSummary, settings: Settings, kv_bits: float) -> float:
+    """Keys and values of every layer for the whole context, which llama.cpp rounds up to a multiple of 256 tokens."""
+    tokens = -(-settings.context_tokens // 256) * 256
+    return 2 * summary.layers * summary.kv_heads * summary.head_size * tokens * kv_bits / 8
+
+
+def constant_rss(summary: ModelSummary, settings: Settings, device: Device) -> float:
+    """Resident bytes that do not depend on the grids."""
+    ubatch = min(settings.ubatch_tokens, settings.context_tokens)
+    return (
+        device.process_bytes
+        + device.fixed_buffer_bytes
+        + kv_bytes(summary, settings, device.kv_bits)
+        + ubatch * summary.hidden_size * device.bytes_per_ubatch_hidden
+        + ubatch * summary.ffn_size * device.bytes_per_ubatch_ffn
+        + summary.vocab_size * device.bytes_per_vocab_entry
+        + ubatch * summary.vocab_size * device.bytes_per_ubatch_vocab
+    )
+
+
+def predict(
+    summary: ModelSummary,
+    settings: Settings,
+    device: Device,
+    grids: dict[str, str],
+    tensor_bytes: dict[str, int],
+    *,
+    overhead_bytes: int,
+    kl: float,
+    prompt_tokens: int,
+) -> Prediction:
+    """The whole price of a choice.
+
+    Args:
+        grids: tensor name → grid, for every tensor.
+        tensor_bytes: tensor name → bytes in the file.
+        overhead_bytes: the rest of the file: header, metadata, tokenizer.
+        kl: nats per token, as estimated elsewhere.
+        prompt_tokens: length of the prompt that time to first token is for.
+    """
+    total = overhead_bytes + sum(tensor_bytes.values())
+    read = sum(tensor_bytes[t.name] for t in summary.tensors if is_read(summary, t.role))
+    kernels = sum(
+        t.weights * device.seconds_per_weight[grids[t.name]] for t in summary.tensors if is_read(summary, t.role)
+    )
+    prompt = sum(
+        t.weights * device.prefill_seconds_per_weight[grids[t.name]] for t in summary.tensors if in_prompt(t.role)
+    )
+    resident = overhead_bytes + sum(
+        tensor_bytes[t.name] * copies(summary, t, grids[t.name], device) for t in summary.tensors
+    )
+    bandwidth_s = read / device.bandwidth_bytes_per_s
+    kernel_s = kernels / device.threads
+    dispatch_s = summary.layers * device.dispatch_s
+    token_s = max(bandwidth_s, kernel_s) + dispatch_s
+    prefill_s = prompt / device.threads + dispatch_s / max(1, min(settings.ubatch_tokens, prompt_tokens))
+    weights = sum(t.weights for t in summary.tensors)
+    bound = (
+        "dispatch" if dispatch_s > max(bandwidth_s, kernel_s) else "bandwidth" if bandwidth_s >= kernel_s else "kernels"
+    )
+    return Prediction(
+        bytes=total,
+        kl=kl,
+        rss_bytes=int(constant_rss(summary, settings, device) + device.resident_fraction * resident),
+        decode_tokens_per_s=1 / token_s,
+        prefill_tokens_per_s=1 / prefill_s,
+        ttft_ms=1000 * (prompt_tokens * prefill_s + token_s),
+        bits_per_weight=8 * sum(tensor_bytes.values()) / weights,
+        decode_bound=bound,
+    )
+
+
+def is_read(summary: ModelSummary, role: str) -> bool:
+    """Whether decoding reads a whole tensor: all but an input table, of which it reads one row.
+
+    A tied table is read whole, as the head.
+    """
+    return role not in ("embedding", "position") or (role == "embedding" and summary.tied)
+
+
+def in_prompt(role: str) -> bool:
+    """Whether each prompt token multiplies with a tensor: all but the tables; the head works on the last token only."""
+    return role not in ("embedding", "position", "head")
+
+
+def copies(summary: ModelSummary, tensor: TensorInfo, grid: str, device: Device) -> int:
+    """How often a tensor's bytes are resident."""
+    twice = tensor.role == "embedding" and summary.tied and grid in device.rearranged and tensor.rows % 8 == 0
+    return 2 if twice else 1
