@@ -1,0 +1,150 @@
+"""Write a compressed model, tensor by tensor.
+
+The folder holds `weights.bin` (each tensor's packed rows, one after the other), the configuration and tokenizer with
+the plan's vocabulary, whatever travels with a model (chat template, licence, model card), and `compressed.json`.
+Never more than a few tensors are in memory. The folder appears under its name only when it is whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgegen.common.codec import save_json
+from edgegen.common.files import disk_errors, remove_tree, require_free_bytes, sync_folder, write_text
+from edgegen.modeling.load import TOKENIZER_FILES, travelling_files
+from edgegen.modeling.source import TensorSource
+from edgegen.modeling.summary import resized_config
+from edgegen.modeling.vocabulary import Vocabulary, renumbered_ids
+from edgegen.records.compressed import Compressed, PackedTensor
+from edgegen.records.plan import Plan
+
+_TABLE_ROLES = ("embedding", "head")
+
+
+def compress_model(
+    plan: Plan,
+    source: TensorSource,
+    config: dict[str, Any],
+    kept: NDArray[np.int64] | None,
+    out: Path,
+    *,
+    progress: Callable[[int, int], None] | None = None,
+) -> Compressed:
+    """Carry out a plan.
+
+    Args:
+        plan: made for this model.
+        source: the model's tensors, with the importance weights that the plan was made with.
+        config: the model's config.json.
+        kept: (K,) ids of the plan's vocabulary; None keeps all.
+        out: folder to write; replaced if it exists.
+        progress: called with (tensors done, tensors in all).
+
+    Raises:
+        DeviceError: the disk is full.
+        ConfigError: a tensor holds NaN or infinity.
+    """
+    total = sum(choice.bytes for choice in plan.tensors)
+    require_free_bytes(out.parent, int(total * 1.05) + 10_000_000)
+    building = out.with_name(out.name + ".tmp")
+    remove_tree(building)
+    with disk_errors(out):
+        try:
+            building.mkdir(parents=True)
+            folder = Path(plan.model.path)
+            files = _write_companions(plan, folder, config, kept, building)
+            packed, digest = _write_weights(plan, source, kept, building / "weights.bin", progress)
+            record = Compressed(
+                schema=1, summary=plan.summary, tensors=packed, digest=digest, steps=steps_of(plan), files=files
+            )
+            save_json(building / "compressed.json", record)
+            remove_tree(out)
+            building.replace(out)
+        finally:
+            remove_tree(building)
+        sync_folder(out.parent)
+    return record
+
+
+def steps_of(plan: Plan) -> tuple[str, ...]:
+    """What a plan does, in words."""
+    steps = []
+    if plan.vocabulary.size != plan.vocabulary.original_size:
+        steps.append(f"vocabulary trimmed from {plan.vocabulary.original_size:,} to {plan.vocabulary.size:,} tokens")
+    if plan.summary.ffn_size != plan.original.ffn_size:
+        steps.append(
+            f"feed-forward width padded with zeros from {plan.original.ffn_size} to {plan.summary.ffn_size}, "
+            "so that its rows fit blocks of 32"
+        )
+    grids: dict[str, int] = {}
+    for choice in plan.tensors:
+        if choice.role != "vector":
+            grids[choice.grid] = grids.get(choice.grid, 0) + 1
+    words = ", ".join(f"{number} × {grid}" for grid, number in sorted(grids.items(), key=lambda item: -item[1]))
+    steps.append(f"weights rounded onto {words}")
+    return tuple(steps)
+
+
+def _write_weights(
+    plan: Plan,
+    source: TensorSource,
+    kept: NDArray[np.int64] | None,
+    path: Path,
+    progress: Callable[[int, int], None] | None,
+) -> tuple[tuple[PackedTensor, ...], str]:
+    packed: list[PackedTensor] = []
+    digest = hashlib.sha256()
+    offset = 0
+    with path.open("wb") as stream:
+        for number, choice in enumerate(plan.tensors, 1):
+            rows = source.packed(choice.name, choice.grid)
+            if kept is not None and _is_vocabulary_row(
+                choice.role, choice.name, rows.shape[0], plan.original.vocab_size
+            ):
+                rows = rows[kept]
+            data = rows.tobytes()
+            stream.write(data)
+            digest.update(data)
+            packed.append(
+                PackedTensor(
+                    name=choice.name,
+                    grid=choice.grid,
+                    rows=choice.rows,
+                    columns=choice.columns,
+                    offset=offset,
+                    bytes=len(data),
+                )
+            )
+            offset += len(data)
+            if progress:
+                progress(number, len(plan.tensors))
+        stream.flush()
+        os.fsync(stream.fileno())
+    return tuple(packed), "sha256:" + digest.hexdigest()
+
+
+def _is_vocabulary_row(role: str, name: str, rows: int, vocab_size: int) -> bool:
+    return role in _TABLE_ROLES and rows == vocab_size
+
+
+def _write_companions(
+    plan: Plan, folder: Path, config: dict[str, Any], kept: NDArray[np.int64] | None, out: Path
+) -> tuple[str, ...]:
+    for path in travelling_files(folder):
+        shutil.copyfile(path, out / path.name)
+    if kept is not None:
+        Vocabulary(folder / "tokenizer.json").write_trimmed(folder, out, kept)
+        config = renumbered_ids(config, {int(old): new for new, old in enumerate(kept)})
+    config = resized_config(config, plan.summary)
+    write_text(out / "config.json", json.dumps(config, indent=2, ensure_ascii=False))
+    names = {path.name for path in travelling_files(out)}
+    return tuple(sorted(names | {"config.json"} | ({"tokenizer.json"} & set(TOKENIZER_FILES))))
