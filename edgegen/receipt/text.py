@@ -1,0 +1,101 @@
+"""The receipt for a terminal: the checks as a table, the quality in three lines.
+
+Two forms of the same rows: plain lines (pipes, logs) and rich renderables (rich is imported only when asked
+for). Names and details may hold hostile text, so every cell passes through `visible` and none is parsed as
+rich markup.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from edgegen.receipt.shown import Kind, kind_of, show, visible
+from edgegen.receipt.view import all_notes, bound, check_title, verdict_line
+from edgegen.records.plan import Plan
+from edgegen.records.report import Check, Interval, Report
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+_HEADS = ("check", "limit", "predicted", "measured", "verdict")
+_SIGNS = {"at most": "≤", "at least": "≥"}
+_BESIDE = "-"
+"""In a table's cell where a check has no such number by its nature (`loads` has no limit)."""
+
+
+def summary_lines(report: Report, plan: Plan | None) -> list[str]:
+    """The receipt's essence as plain lines without colour; no line holds a character that acts."""
+    rows = [_HEADS, *(_cells(check) for check in report.checks)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(_HEADS))]
+    lines = [_headline(report, plan), verdict_line(report), ""]
+    for row in rows:
+        cells = [row[0].ljust(widths[0])]
+        cells += [cell.rjust(width) for cell, width in zip(row[1:4], widths[1:4], strict=True)]
+        lines.append("  ".join([*cells, row[4]]).rstrip())
+    lines += ["", *_quality_lines(report)]
+    lines += [f"! {note}" for note in all_notes(report, plan)]
+    return [visible(line).replace("\n", " ").replace("\t", " ") for line in lines]
+
+
+def summary_table(report: Report, plan: Plan | None) -> RenderableType:
+    """The same for a rich console: headline, table of checks, quality, notes."""
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for place, head in enumerate(_HEADS):
+        table.add_column(head, justify="right" if place in (1, 2, 3) else "left", no_wrap=place > 0)
+    for check in report.checks:
+        style = "" if check.passed else "bold red"
+        table.add_row(*(Text(visible(cell), style=style) for cell in _cells(check)))
+    colour = "bold green" if report.passed else "bold red"
+    return Group(
+        Text(visible(_headline(report, plan)), style=colour),
+        Text(visible(verdict_line(report))),
+        Text(""),
+        table,
+        Text(""),
+        *(Text(visible(line)) for line in _quality_lines(report)),
+        *(Text(visible(f"! {note}"), style="yellow") for note in all_notes(report, plan)),
+    )
+
+
+def _headline(report: Report, plan: Plan | None) -> str:
+    device = plan.profile.title if plan else report.profile
+    verdict = "✓ PASS" if report.passed else "✗ FAIL"
+    size = show(report.artifact_bytes, "bytes")
+    if plan and report.artifact_bytes:
+        size += f", {show(plan.baseline.bytes / report.artifact_bytes)}× smaller than 16 bits"
+    return f"{verdict}  {report.model} on {device} ({report.target}), {size}"
+
+
+def _cells(check: Check) -> tuple[str, str, str, str, str]:
+    kind, suffix = kind_of(check.unit)
+    values = (check.limit, check.measured, check.predicted)
+    numeric = bool(check.unit) or any(value is not None for value in values)
+    limit = _BESIDE if check.limit is None else f"{_SIGNS[bound(check.name)]} {show(check.limit, kind, suffix)}"
+    predicted = _BESIDE if check.predicted is None else show(check.predicted, kind, suffix)
+    measured = show(check.measured, kind, suffix) if numeric else _BESIDE
+    verdict = "✓ pass" if check.passed else "✗ FAIL"
+    if check.basis == "predicted":
+        verdict += " (predicted)"
+    return check_title(check.name), limit, predicted, measured, verdict
+
+
+def _quality_lines(report: Report) -> list[str]:
+    quality = report.quality
+    if quality is None:
+        return ["Quality against the original: not measured."]
+    kl = f"KL {_interval(quality.kl)} nats per token, 99th percentile {show(quality.kl_p99)}"
+    same = f"Top-1 agreement {_interval(quality.top1_fraction, 'fraction')}"
+    bits = f"bits per byte {show(quality.bits_per_byte.value)}, original {show(quality.original_bits_per_byte)}"
+    lines = [f"{kl} ({quality.tokens:,} held-out tokens)", f"{same}; {bits}"]
+    if report.task is not None:
+        task = f"Task: exact match {_interval(report.task.exact_fraction, 'fraction')}"
+        lines.append(f"{task}, original {show(report.task.original_exact_fraction, 'fraction')}")
+    return lines
+
+
+def _interval(interval: Interval, kind: Kind = "number") -> str:
+    return f"{show(interval.value, kind)} [{show(interval.low, kind)}, {show(interval.high, kind)}]"
