@@ -1,0 +1,5 @@
+"""`python -m edgegen`."""
+
+from edgegen.cli.app import main
+
+main()

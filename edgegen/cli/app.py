@@ -1,0 +1,81 @@
+"""`edgegen`: the command and its error handling.
+
+Every command raises `EdgegenError`; here, and only here, an error becomes one line on stderr and an exit code.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from edgegen import __version__
+from edgegen.cli import compress, doctor, plan, profiles, verify
+from edgegen.cli.render import fail
+from edgegen.errors import DeviceError, EdgegenError, UnsupportedError
+
+app = typer.Typer(
+    name="edgegen",
+    help="Pick a device, give a model and your data, get artifacts that fit the device, proven on its own runtime.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+app.add_typer(profiles.app, name="profiles", help="List devices, show one, or measure this machine.")
+app.command("plan")(plan.plan)
+app.command("compress")(compress.compress)
+app.command("verify")(verify.verify)
+app.command("doctor")(doctor.doctor)
+
+
+def _show_version(value: bool) -> None:
+    if value:
+        typer.echo(f"edgegen {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Pick a device, give a model and your data, get artifacts that fit the device, proven on its own runtime."""
+
+
+def main() -> None:
+    """Entry point: run a command, turn errors into exit codes (see `edgegen.errors`)."""
+    # Nothing is sent or looked up unasked: third parties' telemetry and advice are off.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        app(prog_name="edgegen")
+    except EdgegenError as error:
+        fail(error)
+    except (KeyboardInterrupt, SystemExit) as stop:  # typer turns the first into the second
+        if isinstance(stop, SystemExit) and stop.code != 130:
+            raise
+        sys.stderr.write("\nstopped; the same command goes on where this one was\n")
+        sys.exit(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except MemoryError:
+        fail(DeviceError("out of memory", hint="Close other programs or use a machine with more memory."))
+    except ModuleNotFoundError as error:
+        from edgegen.cli.doctor import missing_extras
+
+        name = (error.name or "").partition(".")[0]
+        extras = missing_extras(name)
+        if not extras:
+            raise
+        install = f"pip install 'edgegen[{','.join(extras)}]'"
+        fail(UnsupportedError(f"this command needs {name}, which is not installed: {install}"))
+
+
+if __name__ == "__main__":
+    main()

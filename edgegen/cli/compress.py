@@ -1,0 +1,74 @@
+"""`edgegen compress MODEL --profile NAME`: the whole chain, ending with a receipt."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from edgegen.cli import options
+from edgegen.cli.render import progress, write_json
+
+
+def compress(
+    model: options.Model,
+    profile: options.ProfileName,
+    data: options.Data = None,
+    out: options.Out = "build",
+    target: options.Target = "gguf",
+    max_bytes: options.MaxBytes = None,
+    max_rss: options.MaxRss = None,
+    min_tok_s: options.MinSpeed = None,
+    max_ttft: options.MaxTtft = None,
+    max_kl: options.MaxKl = None,
+    prefer: options.Prefer = "auto",
+    grids: options.Grids = None,
+    vocab: options.Vocab = "auto",
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Plan, compress, export and verify a model for a device.
+
+    Exit codes: 0 every limit kept, 4 no plan fits, 5 the artifact misses a limit (its report is kept).
+    """
+    arguments = options.arguments(
+        profile=profile,
+        data=data,
+        out=out,
+        target=target,
+        max_bytes=max_bytes,
+        max_rss=max_rss,
+        min_tok_s=min_tok_s,
+        max_ttft=max_ttft,
+        max_kl=max_kl,
+        prefer=prefer,
+        grids=grids,
+        vocab=vocab,
+    )
+    with progress(quiet) as notify:
+        from edgegen.sdk import pipeline
+
+        result = pipeline.compress(model, **arguments, notify=notify)
+    show_result(result.report, result.plan, out=out, json=json)
+
+
+def show_result(report: object, plan: object, *, out: str, json: bool) -> None:
+    """Print a report and leave with its verdict."""
+    from edgegen.receipt import summary_lines
+    from edgegen.records.plan import Plan
+    from edgegen.records.report import Report
+
+    assert isinstance(report, Report)
+    assert isinstance(plan, Plan)
+    if json:
+        write_json(report)
+    else:
+        sys.stdout.write("\n".join(summary_lines(report, plan)) + "\n")
+        for check in report.checks:
+            if not check.passed and check.limit is None:
+                sys.stdout.write(f"✗ {check.name}: {check.detail}\n")
+        sys.stdout.write(f"\nartifact  {out}/artifact/\nreceipt   {out}/report.html\n")
+        if report.passed:
+            sys.stdout.write(f"next      edgegen verify {out}    (on the device, to measure its speed)\n")
+    if not report.passed:
+        raise typer.Exit(5)

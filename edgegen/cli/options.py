@@ -1,0 +1,79 @@
+"""Options that several commands take, declared once."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from edgegen.common.units import parse_bytes, parse_positive
+
+Model = Annotated[str, typer.Argument(help="A checkpoint's folder, or a hub id like org/name.", show_default=False)]
+ProfileName = Annotated[
+    str,
+    typer.Option("--profile", "-p", help="Device: a name from `edgegen profiles`, or a TOML file.", show_default=False),
+]
+Data = Annotated[
+    str | None,
+    typer.Option(
+        "--data",
+        "-d",
+        help="Your data: .jsonl, .csv, .parquet, .txt, a folder or a hub id. A quarter is held out.",
+    ),
+]
+Out = Annotated[str, typer.Option("--out", "-o", help="Folder for the result.")]
+Target = Annotated[str, typer.Option("--target", "-t", help="Runtime: gguf.")]
+MaxBytes = Annotated[str | None, typer.Option("--max-bytes", help="Largest file, like 60MB.")]
+MaxRss = Annotated[str | None, typer.Option("--max-rss", help="Largest resident memory, like 400MB.")]
+MinSpeed = Annotated[str | None, typer.Option("--min-tok-s", help="Slowest decoding, tokens per second.")]
+MaxTtft = Annotated[str | None, typer.Option("--max-ttft", help="Longest time to the first token, milliseconds.")]
+MaxKl = Annotated[str | None, typer.Option("--max-kl", help="Largest mean KL to the original, nats per token.")]
+Prefer = Annotated[
+    str,
+    typer.Option(
+        "--prefer",
+        help="Within the budgets: quality, size, speed; auto: quality if a size is given, else size.",
+    ),
+]
+Grids = Annotated[str | None, typer.Option("--grids", help="Allow only these number grids, like q8_0,q4_k.")]
+Vocab = Annotated[
+    str, typer.Option("--vocab", help="auto (drop tokens that your data does not use), keep, or a number.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]
+
+
+def arguments(
+    *,
+    profile: str,
+    data: str | None,
+    out: str,
+    target: str,
+    max_bytes: str | None,
+    max_rss: str | None,
+    min_tok_s: str | None,
+    max_ttft: str | None,
+    max_kl: str | None,
+    prefer: str,
+    grids: str | None,
+    vocab: str,
+) -> dict[str, Any]:
+    """The command line's words as the SDK's arguments.
+
+    Raises:
+        ConfigError: a size or number that is none.
+    """
+    return {
+        "profile": profile,
+        "data": data,
+        "out": out,
+        "target": target,
+        "max_bytes": parse_bytes(max_bytes, what="--max-bytes") if max_bytes is not None else None,
+        "max_rss_bytes": parse_bytes(max_rss, what="--max-rss") if max_rss is not None else None,
+        "min_tokens_per_s": parse_positive(min_tok_s, what="--min-tok-s") if min_tok_s is not None else None,
+        "max_ttft_ms": parse_positive(max_ttft, what="--max-ttft") if max_ttft is not None else None,
+        "max_kl": parse_positive(max_kl, what="--max-kl") if max_kl is not None else None,
+        "prefer": prefer,
+        "grids": tuple(grid.strip().lower() for grid in grids.split(",") if grid.strip()) if grids else None,
+        "vocab": vocab,
+    }

@@ -1,0 +1,103 @@
+"""`edgegen plan MODEL --profile NAME`: what would be done, without doing it."""
+
+from __future__ import annotations
+
+import sys
+
+from edgegen.cli import options
+from edgegen.cli.render import progress, write_json
+from edgegen.common.units import format_bytes
+from edgegen.errors import InfeasibleError
+from edgegen.records.plan import Infeasible, Plan
+
+
+def plan(
+    model: options.Model,
+    profile: options.ProfileName,
+    data: options.Data = None,
+    out: options.Out = "build",
+    target: options.Target = "gguf",
+    max_bytes: options.MaxBytes = None,
+    max_rss: options.MaxRss = None,
+    min_tok_s: options.MinSpeed = None,
+    max_ttft: options.MaxTtft = None,
+    max_kl: options.MaxKl = None,
+    prefer: options.Prefer = "auto",
+    grids: options.Grids = None,
+    vocab: options.Vocab = "auto",
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Measure sensitivities and choose grids; prints the plan and why. Exit code 4: no plan fits."""
+    arguments = options.arguments(
+        profile=profile,
+        data=data,
+        out=out,
+        target=target,
+        max_bytes=max_bytes,
+        max_rss=max_rss,
+        min_tok_s=min_tok_s,
+        max_ttft=max_ttft,
+        max_kl=max_kl,
+        prefer=prefer,
+        grids=grids,
+        vocab=vocab,
+    )
+    with progress(quiet) as notify:
+        from edgegen.sdk import pipeline
+
+        found = pipeline.plan(model, **arguments, notify=notify)
+    if json:
+        write_json(found)
+    if isinstance(found, Infeasible):
+        raise InfeasibleError(found.message, hint=pipeline.nearest(found))
+    if not json:
+        _show(found)
+        sys.stdout.write(f"\nnext      edgegen compress {model} with the same options\n")
+
+
+def _show(plan: Plan) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    table = Table(title=f"{plan.model.source} for {plan.profile.title} ({plan.target})", title_justify="left", box=None)
+    for name in ("tensor", "rows", "columns", "grid", "size", "nats", "why"):
+        table.add_column(
+            name, justify="right" if name in ("rows", "columns", "size", "nats") else "left", overflow="fold"
+        )
+    for choice in plan.tensors:
+        if choice.role != "vector":
+            table.add_row(
+                choice.name,
+                str(choice.rows),
+                str(choice.columns),
+                choice.grid,
+                format_bytes(choice.bytes),
+                f"{choice.kl:.2g}",
+                choice.why,
+            )
+    console.print(table)
+    table = Table(title="trade-off", title_justify="left", box=None)
+    for name in ("bytes", "KL nats/token", "tokens kept", "bits/weight", ""):
+        table.add_column(name, justify="right")
+    for point in plan.front:
+        chosen = "← chosen" if point.bytes == plan.prediction.bytes else ""
+        table.add_row(
+            format_bytes(point.bytes),
+            f"{point.kl:.3g}",
+            f"{point.vocab_size:,}",
+            f"{point.bits_per_weight:.2f}",
+            chosen,
+        )
+    console.print(table)
+    expected = plan.prediction
+    console.print(
+        f"predicted: {format_bytes(expected.bytes)} ({plan.baseline.bytes / expected.bytes:.2f}× below 16 bits), "
+        f"KL {expected.kl + plan.vocabulary.kl:.3g}, {format_bytes(expected.rss_bytes)} resident, "
+        f"{expected.decode_tokens_per_s:.3g} tok/s ({expected.decode_bound}-bound); binding budget: {plan.binding}",
+        highlight=False,
+    )
+    console.print(f"vocabulary: {plan.vocabulary.why}", highlight=False)
+    for note in plan.notes:
+        console.print(f"! {note}", highlight=False)

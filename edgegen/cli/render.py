@@ -1,0 +1,86 @@
+"""What commands share: errors, progress bars, results.
+
+Progress and talk go to stderr, so that stdout can be piped. Bars appear only where somebody can see them.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NoReturn
+
+from edgegen.errors import EdgegenError
+
+_WORDS = {
+    "measure": "Measuring what each grid costs",
+    "plan": "Planning",
+    "compress": "Rounding weights",
+    "export": "Writing the artifact",
+    "reference": "Asking the original",
+    "verify": "Verifying on the runtime",
+}
+
+
+def fail(error: EdgegenError, exit_code: int | None = None) -> NoReturn:
+    """One line that says what is wrong, one that says what to do, and the exit code."""
+    sys.stderr.write(f"edgegen: {error}\n")
+    if error.hint:
+        sys.stderr.write(f"  {error.hint}\n")
+    sys.exit(error.exit_code if exit_code is None else exit_code)
+
+
+@contextmanager
+def progress(quiet: bool) -> Iterator[Any]:
+    """A `notify` for the pipeline: a bar a stage on a terminal, a line a stage elsewhere, nothing when quiet."""
+    if quiet:
+        yield lambda *event: None
+        return
+    if not sys.stderr.isatty():
+        yield _lines
+        return
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        Progress,
+        SpinnerColumn,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    bars = Progress(
+        SpinnerColumn(finished_text="✓"),
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=28),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+    )
+    tasks: dict[str, Any] = {}
+
+    def notify(stage: str, state: str, done: int, total: int) -> None:
+        words = _WORDS.get(stage, stage)
+        if stage not in tasks:
+            tasks[stage] = bars.add_task(words, total=None)
+        if state == "running":
+            bars.update(tasks[stage], completed=done, total=total)
+        elif state in ("finished", "skipped"):
+            suffix = " (done before)" if state == "skipped" else ""
+            bars.update(tasks[stage], completed=1, total=1, description=words + suffix)
+
+    with bars:
+        yield notify
+
+
+def _lines(stage: str, state: str, done: int, total: int) -> None:
+    if state in ("started", "skipped"):
+        words = _WORDS.get(stage, stage)
+        sys.stderr.write(f"{words}{' (done before)' if state == 'skipped' else ' …'}\n")
+
+
+def write_json(record: Any) -> None:
+    """A record as JSON on stdout."""
+    from edgegen.common.codec import encode_json
+
+    sys.stdout.write(encode_json(record).decode())

@@ -1,0 +1,242 @@
+"""From measurements to a planner's problem, and from its solution to a plan.
+
+The planner sees numbers only; here they are gathered: which grids fit which rows, how many bytes each makes in the
+target's file, what a header with each vocabulary's tokenizer takes, and how a whole solution really scores.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from edgegen.export.gguf import gguf_overhead_bytes, tensor_bytes
+from edgegen.modeling.forward import counted_log_probs, mean_kl
+from edgegen.modeling.load import open_tokenizer
+from edgegen.modeling.sensitivity import fitting_grids
+from edgegen.modeling.simulate import rounded_model
+from edgegen.modeling.summary import resized_config
+from edgegen.modeling.text import WINDOW_TOKENS, Window, make_windows
+from edgegen.modeling.vocabulary import Vocabulary
+from edgegen.planner.cost import device_of
+from edgegen.planner.explain import binding_budget, choices_of
+from edgegen.planner.plan import KL_MARGIN, Planned
+from edgegen.planner.problem import Problem, VocabularyCase
+from edgegen.planner.solve import Solution, front, prediction_of
+from edgegen.records.compressed import PackedTensor
+from edgegen.records.measured import Measured
+from edgegen.records.model import ModelSummary, TensorInfo
+from edgegen.records.plan import FrontPoint, Option, Plan, Prediction, VocabularyChoice
+from edgegen.records.profile import Budgets
+from edgegen.sdk.job import Job
+
+Progress = Callable[[int, int], None]
+
+SCORED_TOKENS = 4096
+
+
+def read_vocabularies(folder: Path) -> dict[int, NDArray[np.int64]]:
+    with np.load(folder / "vocabularies.npz") as stored:
+        return {int(name): stored[name] for name in stored.files}
+
+
+def window_tokens(job: Job) -> int:
+    return min(WINDOW_TOKENS, job.summary.context_tokens)
+
+
+def scored_windows(job: Job, tokenizer: Any) -> list[Window]:
+    # From the end, so that few rows are shared with the statistics even when there is little data.
+    columns = job.summary.vocab_size
+    tokens = int(np.clip(600_000_000 // (4 * columns), 512, SCORED_TOKENS))
+    return make_windows(
+        tokenizer,
+        tuple(reversed(job.split.calibration)),
+        max_tokens=tokens,
+        window_tokens=window_tokens(job),
+    )
+
+
+def build_problem(
+    job: Job,
+    measured: Measured,
+    kept_ids: dict[int, NDArray[np.int64]],
+    budgets: Budgets,
+    prefer: str,
+    grids: tuple[str, ...] | None,
+) -> Problem:
+    cases = [_case(job, measured, choice, kept_ids.get(choice.size), grids) for choice in measured.vocabularies]
+    return Problem(
+        cases=tuple(cases),
+        settings=job.settings,
+        device=device_of(job.profile, job.target, job.settings),
+        budgets=budgets,
+        workload=job.profile.workload,
+        prefer=prefer,
+        kl_floor=measured.floor,
+    )
+
+
+def _case(
+    job: Job,
+    measured: Measured,
+    choice: VocabularyChoice,
+    kept: NDArray[np.int64] | None,
+    grids: tuple[str, ...] | None,
+) -> VocabularyCase:
+    summary = with_vocabulary(job.source.summary, choice.size)
+    options = {}
+    for tensor in summary.tensors:
+        prices = measured.kl.get(tensor.name, {})
+        options[tensor.name] = tuple(
+            Option(grid=grid, bytes=tensor_bytes(grid, tensor.rows, tensor.columns), kl=prices.get(grid, 0.0))
+            for grid in fitting_grids(tensor, job.target, grids)
+        )
+    return VocabularyCase(choice=choice, summary=summary, options=options, overhead_bytes=_overhead(job, summary, kept))
+
+
+def with_vocabulary(summary: ModelSummary, size: int) -> ModelSummary:
+    """The same model with another number of tokens."""
+
+    def resized(tensor: TensorInfo) -> TensorInfo:
+        return msgspec.structs.replace(tensor, rows=size) if tensor.role in ("embedding", "head") else tensor
+
+    return msgspec.structs.replace(summary, vocab_size=size, tensors=tuple(resized(t) for t in summary.tensors))
+
+
+def _overhead(job: Job, summary: ModelSummary, kept: NDArray[np.int64] | None) -> int:
+    """File bytes beside the tensors, exactly: the header is written and measured with this vocabulary's tokenizer."""
+    config = resized_config(job.config, summary)
+    tensors = [
+        PackedTensor(
+            name=t.name,
+            grid="f32" if t.role == "vector" else "f16",
+            rows=t.rows,
+            columns=t.columns,
+            offset=0,
+            bytes=0,
+        )
+        for t in summary.tensors
+    ]
+    folder = Path(job.ref.path)
+    with tempfile.TemporaryDirectory() as scratch:
+        if kept is not None:
+            Vocabulary(folder / "tokenizer.json").write_trimmed(folder, Path(scratch), kept)
+            folder = Path(scratch)
+        return gguf_overhead_bytes(config, folder, tensors, license_text=summary.license)
+
+
+class SolutionScorer:
+    """KL of a whole solution, measured in torch with the runtime's rounding of activations."""
+
+    def __init__(self, job: Job, kept_ids: dict[int, NDArray[np.int64]], progress: Progress | None) -> None:
+        self._job = job
+        self._kept = kept_ids
+        self._windows: dict[int, list[Window]] = {}
+        self._progress = progress
+        self._done = 0
+
+    def __call__(self, solution: Solution) -> float:
+        size = solution.case.choice.size
+        kept = self._kept.get(size) if size != self._job.summary.vocab_size else None
+        windows = self._windows.get(size)
+        if windows is None:
+            windows = self._windows[size] = self._make_windows(kept)
+        columns = torch.from_numpy(kept) if kept is not None else None
+        model, target = self._job.model, self._job.target
+
+        def log_probs() -> torch.Tensor:
+            found = counted_log_probs(model, windows)
+            return found if columns is None else torch.log_softmax(found[:, columns], dim=-1)
+
+        original = log_probs()
+        grids = {name: grid for name, grid in solution.grids.items() if grid != "f32"}
+        with rounded_model(model, self._job.source, grids, {g.name: g.activation for g in target.grids}):
+            kl = mean_kl(original, log_probs())
+        self._done += 1
+        if self._progress:
+            self._progress(self._done, self._done + 1)
+        return kl
+
+    def _make_windows(self, kept: NDArray[np.int64] | None) -> list[Window]:
+        if kept is None:
+            return scored_windows(self._job, self._job.tokenizer)
+        folder = Path(self._job.ref.path)
+        with tempfile.TemporaryDirectory() as scratch:
+            Vocabulary(folder / "tokenizer.json").write_trimmed(folder, Path(scratch), kept)
+            windows = scored_windows(self._job, open_tokenizer(Path(scratch)))
+        return [Window(ids=kept[w.ids], counts=w.counts, bytes=w.bytes) for w in windows]
+
+
+def plan_of(job: Job, planned: Planned, measured: Measured, budgets: Budgets, prefer: str, seconds: float) -> Plan:
+    problem, solution = planned.problem, planned.solution
+    prediction = prediction_of(problem, solution, planned.kl)
+    choice = solution.case.choice
+    return Plan(
+        schema=1,
+        model=job.ref,
+        summary=solution.case.summary,
+        original=job.summary,
+        data=job.split.ref,
+        target=job.target.name,
+        profile=job.profile,
+        budgets=budgets,
+        prefer=prefer,
+        vocabulary=msgspec.structs.replace(choice, why=choice.why or _vocabulary_why(choice)),
+        tensors=choices_of(solution),
+        settings=job.settings,
+        prediction=prediction,
+        baseline=_baseline(job, problem),
+        front=_front_points(problem, prediction, choice),
+        calibration={**measured.factors, "joint": problem.kl_scale},
+        binding=binding_budget(problem, prediction, choice.kl, KL_MARGIN),
+        notes=(*job.notes, *measured.notes),
+        seconds=seconds,
+    )
+
+
+def _vocabulary_why(choice: VocabularyChoice) -> str:
+    return (
+        f"{choice.original_size - choice.size:,} tokens that the data hardly uses go; text is cut into "
+        f"{100 * (choice.tokens_per_byte_ratio - 1):+.1f} % tokens and costs {choice.kl:.2g} nats"
+    )
+
+
+def _baseline(job: Job, problem: Problem) -> Prediction:
+    """The whole model at 16 bits on the same device."""
+    case = problem.cases[0]
+    grids = {t.name: "f16" if t.role != "vector" else "f32" for t in case.summary.tensors}
+    sizes = {t.name: tensor_bytes(grids[t.name], t.rows, t.columns) for t in case.summary.tensors}
+    options: dict[str, tuple[Option, ...]] = {
+        name: (Option(grid=grids[name], bytes=sizes[name], kl=0.0),) for name in grids
+    }
+    whole = VocabularyCase(
+        choice=case.choice, summary=case.summary, options=options, overhead_bytes=case.overhead_bytes
+    )
+    return prediction_of(problem, Solution(case=whole, chosen=(0,) * len(grids)), 0.0)
+
+
+def _front_points(problem: Problem, prediction: Prediction, choice: VocabularyChoice) -> tuple[FrontPoint, ...]:
+    """The sweep's points with the chosen plan among them, as far as nothing beats them."""
+    points = [
+        FrontPoint(
+            bytes=solution.bytes,
+            kl=kl,
+            vocab_size=solution.case.choice.size,
+            bits_per_weight=prediction_of(problem, solution, kl).bits_per_weight,
+        )
+        for solution, kl in front(problem)
+    ]
+    chosen = FrontPoint(
+        bytes=prediction.bytes,
+        kl=prediction.kl + choice.kl,
+        vocab_size=choice.size,
+        bits_per_weight=prediction.bits_per_weight,
+    )
+    others = [p for p in points if not (p.bytes >= chosen.bytes and p.kl >= chosen.kl) and p.bytes != chosen.bytes]
+    return tuple(sorted([*others, chosen], key=lambda p: p.bytes))
