@@ -1,0 +1,106 @@
+"""The main job, end to end, with what comes with the code: a teacher, its data, a device, a receipt, three questions.
+
+python examples/demo.py
+
+It takes the smart-home teacher (7.3 MB at 16 bits) and the example's own requests, asks for at most 2 MB on a home
+gateway, verifies the file on llama.cpp, and talks to it through the runtime as a device would: no torch, only the
+artifact's folder. Nothing is downloaded. Run it again and the finished stages are skipped.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import jinja2
+from tokenizers import Tokenizer
+
+import edgegen
+from edgegen.common.codec import load_json
+from edgegen.receipt import summary_lines
+from edgegen.records.artifact import Artifact
+from edgegen.runtime.registry import runtime_for
+
+ROOT = Path(__file__).resolve().parent.parent
+SMART_HOME = ROOT / "examples" / "smart_home"
+PROFILE = "home-gateway-512mb"
+MAX_BYTES = 1_400_000
+# Six of the target's grids: each one more is measured too, and a demonstration should not take long.
+GRIDS = ("q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "q8_0")
+QUESTIONS = (
+    "dim the kitchen light to 30 percent please",
+    "is it warm in the office?",
+    "could you play some slow reggae in the garage",
+)
+
+
+def main(out: str = "build-demo") -> int:
+    """Compress, show the receipt, ask; exit code 0 only if the artifact keeps every limit."""
+    started = time.monotonic()
+    result = edgegen.compress(
+        str(SMART_HOME / "teacher"),
+        profile=PROFILE,
+        data=str(SMART_HOME / "requests.jsonl"),
+        max_bytes=MAX_BYTES,
+        grids=GRIDS,
+        vocab="keep",
+        out=out,
+        notify=tell,
+    )
+    print("\n".join(summary_lines(result.report, result.plan)))
+    print()
+    answered = ask(Path(out) / "artifact", QUESTIONS)
+    print(f"receipt   {out}/report.html    (numbers: {out}/report.json)")
+    print(f"artifact  {out}/artifact/")
+    print(f"took      {time.monotonic() - started:.0f} s")
+    print(f"next      edgegen verify {out}    (on the device, to measure its speed)")
+    print("          edgegen profiles    (other devices)")
+    print("          edgegen compress MODEL --profile NAME --data YOUR.jsonl")
+    return 0 if result.passed and answered else 1
+
+
+def tell(stage: str, state: str, done: int, total: int) -> None:
+    """One line a stage on stderr."""
+    if state in ("started", "skipped"):
+        print(f"{stage}{' (done before)' if state == 'skipped' else ' …'}", file=sys.stderr, flush=True)
+
+
+def ask(folder: Path, questions: tuple[str, ...]) -> bool:
+    """Print each question with the artifact's reply and function call; True if every call can be read."""
+    artifact = load_json(folder / "artifact.json", Artifact)
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True)
+    template = environment.from_string((folder / "chat_template.jinja").read_text(encoding="utf-8"))
+    session = runtime_for(artifact.target).open(folder / artifact.model, artifact.settings)
+    readable = True
+    try:
+        for question in questions:
+            prompt = template.render(messages=[{"role": "user", "content": question}], add_generation_prompt=True)
+            ids = tokenizer.encode(prompt, add_special_tokens=False).ids
+            answer = tokenizer.decode(list(session.generate(ids, max_tokens=96, stop_ids=artifact.eos_ids)))
+            reply, _, call = answer.partition("\n")
+            readable = show(question, reply, call) and readable
+    finally:
+        session.close()
+    return readable
+
+
+def show(question: str, reply: str, call: str) -> bool:
+    """Print one exchange; True if the call is JSON with a function's name."""
+    try:
+        found = json.loads(call)
+        text = f"{found['name']}({', '.join(f'{key}={value!r}' for key, value in found['arguments'].items())})"
+    except (ValueError, KeyError, TypeError, AttributeError):
+        text = ""
+    print(f"question  {question}\nreply     {reply}\ncall      {text or f'unreadable: {call!r}'}\n")
+    return bool(text)
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(*sys.argv[1:]))
+    except edgegen.EdgegenError as error:
+        sys.stderr.write(f"demo: {error}\n  {error.hint}\n")
+        sys.exit(error.exit_code)
