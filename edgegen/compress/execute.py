@@ -20,11 +20,12 @@ from numpy.typing import NDArray
 
 from edgegen.common.codec import save_json
 from edgegen.common.files import disk_errors, remove_tree, require_free_bytes, sync_folder, write_text
-from edgegen.modeling.load import TOKENIZER_FILES, travelling_files
+from edgegen.modeling.load import travelling_files
 from edgegen.modeling.source import TensorSource
 from edgegen.modeling.summary import resized_config
 from edgegen.modeling.vocabulary import Vocabulary, renumbered_ids
 from edgegen.records.compressed import Compressed, PackedTensor
+from edgegen.records.model import HEAD_BIAS
 from edgegen.records.plan import Plan
 
 _TABLE_ROLES = ("embedding", "head")
@@ -107,10 +108,10 @@ def _write_weights(
     with path.open("wb") as stream:
         for number, choice in enumerate(plan.tensors, 1):
             rows = source.packed(choice.name, choice.grid)
-            if kept is not None and _is_vocabulary_row(
-                choice.role, choice.name, rows.shape[0], plan.original.vocab_size
-            ):
+            if kept is not None and choice.role in _TABLE_ROLES:
                 rows = rows[kept]
+            elif kept is not None and choice.name == HEAD_BIAS:
+                rows = rows.view(np.float32)[:, kept].copy().view(np.uint8)
             data = rows.tobytes()
             stream.write(data)
             digest.update(data)
@@ -132,10 +133,6 @@ def _write_weights(
     return tuple(packed), "sha256:" + digest.hexdigest()
 
 
-def _is_vocabulary_row(role: str, name: str, rows: int, vocab_size: int) -> bool:
-    return role in _TABLE_ROLES and rows == vocab_size
-
-
 def _write_companions(
     plan: Plan, folder: Path, config: dict[str, Any], kept: NDArray[np.int64] | None, out: Path
 ) -> tuple[str, ...]:
@@ -147,4 +144,4 @@ def _write_companions(
     config = resized_config(config, plan.summary)
     write_text(out / "config.json", json.dumps(config, indent=2, ensure_ascii=False))
     names = {path.name for path in travelling_files(out)}
-    return tuple(sorted(names | {"config.json"} | ({"tokenizer.json"} & set(TOKENIZER_FILES))))
+    return tuple(sorted(names | {"config.json"}))

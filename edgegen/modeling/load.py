@@ -76,6 +76,7 @@ def _download(source: str, revision: str) -> ModelRef:
             source,
             revision=revision or None,
             allow_patterns=["*.json", "*.safetensors", "*.model", "*.jinja", *_CARD_FILES],
+            ignore_patterns=["consolidated*", "*/*"],
         )
     except GatedRepoError as error:
         raise ConfigError(
@@ -247,7 +248,8 @@ def check_model(ref: ModelRef, empty: Any, checkpoint: Checkpoint, tokenizer: An
                 hint="config.json and the weights are of different models.",
             )
     rows = empty.get_input_embeddings().weight.shape[0]
-    highest = max(tokenizer.get_vocab().values(), default=-1)
+    added = set(tokenizer.added_tokens_decoder)
+    highest = max((i for i in tokenizer.get_vocab().values() if i < rows or i not in added), default=-1)
     if highest >= rows:
         raise ConfigError(
             f"{ref.source}: the tokenizer has ids up to {highest} but the embedding has {rows} rows",

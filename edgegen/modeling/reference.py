@@ -37,6 +37,8 @@ from edgegen.records.data import Example
 from edgegen.records.reference import Reference, ReferencePrompt, ReferenceWindow
 
 _QUALITY_BYTES = 160_000_000
+_LEAST_QUALITY_TOKENS = 4096
+"""Sixteen full windows: fewer would give no interval worth the name, however large the vocabulary."""
 _QUALITY_TOKENS = 16_384
 _PARITY_BYTES = 24_000_000
 _PARITY_TOKENS = 512
@@ -78,7 +80,7 @@ def save_reference(
     """
     vocab_rows = model.get_input_embeddings().weight.shape[0]
     columns = len(kept) if kept is not None else vocab_rows
-    tokens = int(np.clip(_QUALITY_BYTES // (2 * columns), 256, _QUALITY_TOKENS))
+    tokens = int(np.clip(_QUALITY_BYTES // (2 * columns), _LEAST_QUALITY_TOKENS, _QUALITY_TOKENS))
     cut = {"max_tokens": tokens, "window_tokens": min(WINDOW_TOKENS, context_tokens)}
     windows = make_windows(artifact_tokenizer, heldout, **cut)
     asked = _requests(tokenizer, artifact_tokenizer, heldout, prompts, context_tokens)

@@ -47,10 +47,14 @@ def rounded_model(
     hooks = []
     table = model.get_input_embeddings()
     try:
-        with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-            rounded = pool.map(lambda item: source.rounded(*item), grids.items())
-            for (name, _), values in zip(grids.items(), rounded, strict=True):
-                parameters[name].data.copy_(source.as_parameter(name, values))
+        items, together = list(grids.items()), os.cpu_count() or 1
+        with concurrent.futures.ThreadPoolExecutor(together) as pool:
+            # A few at a time: what is rounded ahead of its use would be the model once more.
+            for start in range(0, len(items), together):
+                group = items[start : start + together]
+                rounded = pool.map(lambda item: source.rounded(*item), group)
+                for (name, _), values in zip(group, rounded, strict=True):
+                    parameters[name].data.copy_(source.as_parameter(name, values))
         for name, grid in grids.items():
             block = ACTIVATION_BLOCKS.get(activation_of.get(grid, "float"))
             module = model.get_submodule(name.rpartition(".")[0])

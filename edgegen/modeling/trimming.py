@@ -26,6 +26,9 @@ from edgegen.modeling.vocabulary import Vocabulary, count_tokens
 from edgegen.records.data import Example
 from edgegen.records.plan import VocabularyChoice
 
+_GROUP_WINDOWS = 4
+"""Windows whose log-probabilities are held at once."""
+
 
 class VocabularyOption(msgspec.Struct, frozen=True):
     """A vocabulary that the planner may choose."""
@@ -73,14 +76,14 @@ def measure_options(
     Raises:
         UnsupportedError: the tokenizer is not a byte-pair one.
     """
-    vocabulary = Vocabulary(folder / "tokenizer.json")
     rows = model.get_input_embeddings().weight.shape[0]
+    vocabulary = Vocabulary(folder / "tokenizer.json", rows=rows)
     used = leading_rows(tokenizer, examples, max_tokens=max_tokens, window_tokens=window_tokens)
+    # The price is measured on rows that the choice did not see, or it would always look free.
+    used = used[: max(1, len(examples) // 2)]
     windows = make_windows(tokenizer, used, max_tokens=10 * max_tokens, window_tokens=window_tokens)
     all_counts = count_domain_tokens(tokenizer, examples, rows)
-    # The price is measured on rows that the choice did not see, or it would always look free.
-    others = examples[len(used) :]
-    seen_counts = count_domain_tokens(tokenizer, others, rows) if len(others) >= len(used) else all_counts
+    seen_counts = count_domain_tokens(tokenizer, examples[len(used) :], rows)
     nats, size_bytes, tokens, _ = _likelihood(model, windows, None)
     options = []
     for size in vocabulary.sizes(all_counts) if sizes is None else sizes:
@@ -111,11 +114,14 @@ def _likelihood(
     model: Any, windows: list[Window], kept: torch.Tensor | None
 ) -> tuple[float, int, int, tuple[float, float]]:
     """(nats of the counted tokens, their bytes, their number, (mean -ln kept mass, mean lost mass))."""
-    log_probs = counted_log_probs(model, windows)
-    targets = counted_targets(windows)
-    nats = -float(log_probs.gather(1, targets[:, None]).sum(dtype=torch.float64))
-    lost = (0.0, 0.0)
-    if kept is not None:
-        mass = torch.logsumexp(log_probs[:, kept], dim=1)
-        lost = (float(-mass.mean()), float((1 - mass.exp()).mean()))
-    return nats, sum(w.bytes for w in windows), sum(w.tokens for w in windows), lost
+    nats = lost_nats = lost_mass = 0.0
+    for start in range(0, len(windows), _GROUP_WINDOWS):
+        group = windows[start : start + _GROUP_WINDOWS]
+        log_probs = counted_log_probs(model, group)
+        nats -= float(log_probs.gather(1, counted_targets(group)[:, None]).sum(dtype=torch.float64))
+        if kept is not None:
+            mass = torch.logsumexp(log_probs[:, kept], dim=1)
+            lost_nats -= float(mass.sum(dtype=torch.float64))
+            lost_mass += float((1 - mass.exp()).sum(dtype=torch.float64))
+    tokens = sum(w.tokens for w in windows)
+    return nats, sum(w.bytes for w in windows), tokens, (lost_nats / tokens, lost_mass / tokens)

@@ -44,8 +44,11 @@ class Vocabulary:
         always: ids that can never be dropped.
     """
 
-    def __init__(self, tokenizer_json: Path) -> None:
+    def __init__(self, tokenizer_json: Path, *, rows: int | None = None) -> None:
         """Read the merges.
+
+        Args:
+            rows: of the embedding; added tokens beyond it (images in text-only models) cannot be kept.
 
         Raises:
             UnsupportedError: not a byte-pair tokenizer.
@@ -64,6 +67,7 @@ class Vocabulary:
             if left + right in self._ids and left in self._ids and right in self._ids:
                 self._parents.setdefault(self._ids[left + right], (self._ids[left], self._ids[right]))
         added = {int(token["id"]) for token in self._tree.get("added_tokens", [])}
+        added = {i for i in added if rows is None or i < rows}
         self.size = max([*self._ids.values(), *added]) + 1
         byte_level = "ByteLevel" in json.dumps(self._tree.get("pre_tokenizer")) + json.dumps(self._tree.get("decoder"))
         single = {i for token, i in self._ids.items() if re.fullmatch(r"<0x[0-9A-F]{2}>", token)}
@@ -150,7 +154,8 @@ class Vocabulary:
         model = tree["model"]
         model["vocab"] = {token: new[i] for token, i in self._ids.items() if i in new}
         model["merges"] = [m for m in model["merges"] if self._merge_stays(m, model["vocab"])]
-        for token in tree.get("added_tokens", []):
+        tree["added_tokens"] = [token for token in tree.get("added_tokens", []) if int(token["id"]) in new]
+        for token in tree["added_tokens"]:
             token["id"] = new[int(token["id"])]
         _renumber_template(tree.get("post_processor"), new)
         out.mkdir(parents=True, exist_ok=True)

@@ -276,8 +276,12 @@ def _string(value: Any, name: str) -> str:
 
 
 def _paragraphs(text: str) -> Iterator[Example]:
+    # A file without blank lines is one line a row.
+    blocks = text.split("\n\n")
+    if len(text) > 4 * _PARAGRAPH_CHARACTERS * len(blocks):
+        blocks = text.split("\n")
     piece = ""
-    for paragraph in text.split("\n\n"):
+    for paragraph in blocks:
         piece = f"{piece}\n\n{paragraph}" if piece else paragraph
         if len(piece) >= _PARAGRAPH_CHARACTERS:
             yield Example(text=piece)

@@ -11,6 +11,9 @@ Role = Literal["embedding", "head", "attention_in", "attention_out", "ffn_in", "
 block's output; `ffn_in` is gate, up or both fused, `ffn_out` is down. `position` is a learned position table;
 `vector` is any bias or norm."""
 
+HEAD_BIAS = "lm_head.bias"
+"""The one vector that has an entry for each token."""
+
 
 class ModelRef(Record, frozen=True):
     """Where a checkpoint was found and what exactly it is."""

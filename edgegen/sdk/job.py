@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from edgegen import __version__
 from edgegen.common.codec import canonical_json
 from edgegen.errors import ConfigError, UnsupportedError
+from edgegen.export.gguf.families import translate
 from edgegen.modeling.checkpoint import Checkpoint
 from edgegen.modeling.load import (
     check_model,
@@ -72,6 +73,8 @@ class Job:
         self.tokenizer = open_tokenizer(Path(self.ref.path))
         self.notes = check_model(self.ref, self._empty, checkpoint, self.tokenizer)
         self.summary: ModelSummary = summarize(self._empty, checkpoint)
+        # Also refuses, before any work, what the format cannot say about this configuration.
+        self._expressible_tokens = translate(self.config).context_tokens
         blocks = [g.block for g in target.grids if grids is None or g.name in grids]
         self.source = TensorSource(self._empty, checkpoint, self.summary, pad=max(blocks, default=1) > 1)
         self.eos_ids = _eos_ids(Path(self.ref.path), self.config, self.tokenizer)
@@ -94,7 +97,7 @@ class Job:
         """How the runtime is to be started on the profile's device."""
         workload = self.profile.workload
         return Settings(
-            context_tokens=min(workload.context_tokens, self.summary.context_tokens),
+            context_tokens=min(workload.context_tokens, self.summary.context_tokens, self._expressible_tokens),
             ubatch_tokens=workload.ubatch_tokens,
             threads=workload.threads or self.profile.device.cores,
             kv_type=next(iter(self.target.kv_bits)),

@@ -31,7 +31,7 @@ from edgegen.planner.problem import Problem, VocabularyCase
 from edgegen.planner.solve import Solution, front, prediction_of
 from edgegen.records.compressed import PackedTensor
 from edgegen.records.measured import Measured
-from edgegen.records.model import ModelSummary, TensorInfo
+from edgegen.records.model import HEAD_BIAS, ModelSummary, TensorInfo
 from edgegen.records.plan import FrontPoint, Option, Plan, Prediction, VocabularyChoice
 from edgegen.records.profile import Budgets
 from edgegen.sdk.job import Job
@@ -53,7 +53,7 @@ def window_tokens(job: Job) -> int:
 def scored_windows(job: Job, tokenizer: Any) -> list[Window]:
     # From the end, so that few rows are shared with the statistics even when there is little data.
     columns = job.summary.vocab_size
-    tokens = int(np.clip(600_000_000 // (4 * columns), 512, SCORED_TOKENS))
+    tokens = int(np.clip(1_000_000_000 // (4 * columns), 1024, SCORED_TOKENS))
     return make_windows(
         tokenizer,
         tuple(reversed(job.split.calibration)),
@@ -104,6 +104,8 @@ def with_vocabulary(summary: ModelSummary, size: int) -> ModelSummary:
     """The same model with another number of tokens."""
 
     def resized(tensor: TensorInfo) -> TensorInfo:
+        if tensor.name == HEAD_BIAS:
+            return msgspec.structs.replace(tensor, columns=size)
         return msgspec.structs.replace(tensor, rows=size) if tensor.role in ("embedding", "head") else tensor
 
     return msgspec.structs.replace(summary, vocab_size=size, tensors=tuple(resized(t) for t in summary.tensors))
@@ -195,9 +197,16 @@ def plan_of(job: Job, planned: Planned, measured: Measured, budgets: Budgets, pr
         front=_front_points(problem, prediction, choice),
         calibration={**measured.factors, "joint": problem.kl_scale},
         binding=binding_budget(problem, prediction, choice.kl, KL_MARGIN),
-        notes=(*job.notes, *measured.notes),
+        notes=(*job.notes, *measured.notes, *_budget_notes(job, budgets)),
         seconds=seconds,
     )
+
+
+def _budget_notes(job: Job, budgets: Budgets) -> list[str]:
+    own = job.profile.budgets.max_kl
+    if own is None or budgets.max_kl is not None:
+        return []
+    return [f"A size was given, so the profile's limit on KL ({own:g}) does not apply; --max-kl sets one."]
 
 
 def _vocabulary_why(choice: VocabularyChoice) -> str:
@@ -209,14 +218,17 @@ def _vocabulary_why(choice: VocabularyChoice) -> str:
 
 def _baseline(job: Job, problem: Problem) -> Prediction:
     """The whole model at 16 bits on the same device."""
-    case = problem.cases[0]
-    grids = {t.name: "f16" if t.role != "vector" else "f32" for t in case.summary.tensors}
-    sizes = {t.name: tensor_bytes(grids[t.name], t.rows, t.columns) for t in case.summary.tensors}
+    summary = job.summary
+    grids = {t.name: "f16" if t.role != "vector" else "f32" for t in summary.tensors}
+    sizes = {t.name: tensor_bytes(grids[t.name], t.rows, t.columns) for t in summary.tensors}
     options: dict[str, tuple[Option, ...]] = {
         name: (Option(grid=grids[name], bytes=sizes[name], kl=0.0),) for name in grids
     }
     whole = VocabularyCase(
-        choice=case.choice, summary=case.summary, options=options, overhead_bytes=case.overhead_bytes
+        choice=problem.cases[0].choice,
+        summary=summary,
+        options=options,
+        overhead_bytes=_overhead(job, summary, None),
     )
     return prediction_of(problem, Solution(case=whole, chosen=(0,) * len(grids)), 0.0)
 

@@ -106,6 +106,10 @@ class Workspace:
         self._mark(name, key, outputs)
         return False
 
+    def forget(self, name: str) -> None:
+        """Let a stage run again next time although its outputs are kept."""
+        self._marks.pop(name, None)
+
     def finish(self, build: Build) -> None:
         """Put the finished folder into the output's place."""
         marks = tuple(self._marks.values())

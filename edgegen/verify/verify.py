@@ -21,7 +21,7 @@ from edgegen.errors import ConfigError
 from edgegen.records.artifact import Artifact
 from edgegen.records.plan import Plan
 from edgegen.records.reference import Reference
-from edgegen.records.report import Check, Machine, Report, Sample, TaskScore
+from edgegen.records.report import Check, Machine, Quality, Report, Sample, TaskScore
 from edgegen.records.target import Target
 from edgegen.verify.limits import budget_checks, parity_checks
 from edgegen.verify.task import looks_sane, score_answers
@@ -30,6 +30,7 @@ from edgegen.verify.worker import Request, Result
 _REPEATS = 5
 _ANSWER_TOKENS = 96
 _SAMPLES = 6
+_FEW_WINDOWS = 12
 _LIBRARIES = ("edgegen", "llama-cpp-python", "gguf", "numpy", "tokenizers", "torch", "transformers")
 
 
@@ -126,12 +127,16 @@ def verify_artifact(
             "artifact": next(f.digest for f in artifact.files if f.path == artifact.model),
         },
         artifact_bytes=_model_bytes(artifact),
-        notes=(*plan.notes, *artifact.notes, *_notes(plan, is_device)),
+        notes=(*plan.notes, *artifact.notes, *_notes(plan, quality, is_device)),
     )
 
 
-def _notes(plan: Plan, is_device: bool) -> list[str]:
+def _notes(plan: Plan, quality: Quality | None, is_device: bool) -> list[str]:
     notes = []
+    if quality and quality.windows < _FEW_WINDOWS:
+        notes.append(
+            f"Only {quality.windows} held-out windows were there to judge on: the intervals are rough. Give more data."
+        )
     if plan.data.generic:
         notes.append(
             "No --data was given: calibrated and judged on edgegen's generic text; quality on your own text is unknown."

@@ -116,6 +116,13 @@ def test_parquet(tmp_path: Path) -> None:
         read_examples(write(tmp_path, "broken.parquet", "junk"))
 
 
+def test_plain_text_without_blank_lines_is_cut_at_lines(tmp_path: Path) -> None:
+    path = tmp_path / "lines.txt"
+    path.write_text("".join(f"line {number} of a long file without blank lines\n" for number in range(2000)))
+    rows = read_examples(str(path))
+    assert len(rows) > 20 and all(2000 <= len(row.text) < 4100 for row in rows[:-1])
+
+
 def test_plain_text_is_cut_at_blank_lines(tmp_path: Path) -> None:
     paragraphs = [f"{number} " + "word " * 250 for number in range(5)]
     found = read_examples(write(tmp_path, "it.txt", "\n\n".join(paragraphs)))

@@ -183,7 +183,8 @@ def _tokens(files: TokenizerFiles, rows: int, sentencepiece: bool) -> tuple[list
     """Spelling and type of every id below `rows`."""
     added = {int(token["id"]): token for token in files.tokenizer.get("added_tokens", [])}
     spelling = {int(id_): text for text, id_ in files.tokenizer["model"]["vocab"].items()}
-    spelling |= {id_: token["content"] for id_, token in added.items()}
+    # Text-only models come with added tokens for images beyond their embedding.
+    spelling |= {id_: token["content"] for id_, token in added.items() if id_ < rows}
     highest = max(spelling, default=-1)
     if highest >= rows:
         raise ConfigError(
