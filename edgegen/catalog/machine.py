@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import platform
 import re
-import subprocess
-from pathlib import Path
 
 import psutil
 
+from edgegen.common.host import allowed_cores, big_cores, names
 from edgegen.records.profile import Profile
 
 THIS_MACHINE = "this-machine"
@@ -30,37 +27,24 @@ def is_this_machine(profile: Profile) -> bool:
     arch = platform.machine().lower().replace("arm64", "aarch64").replace("amd64", "x86_64")
     ram = psutil.virtual_memory().total
     board = re.split(r" \(|,|:", profile.title)[0]
-    names = {_plain(device.cpu), _plain(board)} - {""}
+    own = {_plain(device.cpu), _plain(board)} - {""}
     return (
         device.arch == arch
         and device.cores in _core_counts()
         and abs(ram / device.ram_bytes.value - 1) <= _RAM_TOLERANCE
-        and any(host == name or host.startswith(name + " ") for host in _host_names() for name in names)
+        and any(host == name or host.startswith(name + " ") for host in _host_names() for name in own)
     )
 
 
 def _core_counts() -> set[int]:
     """Every count that a profile may fairly give: physical, logical, usable here, or only the big cores."""
-    counts = {psutil.cpu_count(logical=False), psutil.cpu_count()}
-    if hasattr(os, "sched_getaffinity"):
-        counts.add(len(os.sched_getaffinity(0)))
-    folder = Path("/sys/devices/system/cpu")
-    capacities = [int(path.read_text()) for path in folder.glob("cpu[0-9]*/cpu_capacity")]
-    counts.add(sum(1 for capacity in capacities if 2 * capacity > max(capacities)))
+    counts = {psutil.cpu_count(logical=False), psutil.cpu_count(), allowed_cores(), big_cores()}
     return {count for count in counts if count}
 
 
 def _host_names() -> set[str]:
     """What this machine calls its processor and its board, normalised."""
-    found = {platform.processor()}
-    if platform.system() == "Darwin":
-        command = ["sysctl", "-n", "machdep.cpu.brand_string"]
-        found.add(subprocess.run(command, capture_output=True, text=True, check=False).stdout)
-    with contextlib.suppress(OSError):
-        found.add(Path("/proc/device-tree/model").read_text().strip("\0"))
-    with contextlib.suppress(OSError):
-        found.update(re.findall(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE))
-    return {_plain(name) for name in found} - {""}
+    return {_plain(name) for name in names()} - {""}
 
 
 def _plain(name: str) -> str:

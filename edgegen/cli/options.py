@@ -23,8 +23,10 @@ Data = Annotated[
 ]
 Out = Annotated[str, typer.Option("--out", "-o", help="Folder for the result.")]
 Target = Annotated[str, typer.Option("--target", "-t", help="Runtime: gguf.")]
-MaxBytes = Annotated[str | None, typer.Option("--max-bytes", help="Largest file, like 60MB.")]
-MaxRss = Annotated[str | None, typer.Option("--max-rss", help="Largest resident memory, like 400MB.")]
+MaxBytes = Annotated[
+    str | None, typer.Option("--max-bytes", help="Largest file, like 60MB; sets the profile's limit on KL aside.")
+]
+MaxRss = Annotated[str | None, typer.Option("--max-rss", help="Largest resident memory, like 400MB; likewise.")]
 MinSpeed = Annotated[str | None, typer.Option("--min-tok-s", help="Slowest decoding, tokens per second.")]
 MaxTtft = Annotated[str | None, typer.Option("--max-ttft", help="Longest time to the first token, milliseconds.")]
 MaxKl = Annotated[str | None, typer.Option("--max-kl", help="Largest mean KL to the original, nats per token.")]

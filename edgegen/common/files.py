@@ -16,8 +16,6 @@ from pathlib import Path
 
 from edgegen.errors import ConfigError, DeviceError
 
-_CHUNK_BYTES = 1 << 20
-
 
 def digest_file(path: Path) -> str:
     """SHA-256 of a file's bytes as `sha256:<hex>`; reads 1 MiB at a time."""
@@ -28,14 +26,6 @@ def digest_file(path: Path) -> str:
 def digest_bytes(data: bytes) -> str:
     """SHA-256 as `sha256:<hex>`."""
     return "sha256:" + hashlib.sha256(data).hexdigest()
-
-
-def digest_tree(folder: Path) -> str:
-    """SHA-256 over the sorted relative names, sizes and contents of a folder's files."""
-    total = hashlib.sha256()
-    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-        total.update(f"{path.relative_to(folder).as_posix()}\0{digest_file(path)}\n".encode())
-    return "sha256:" + total.hexdigest()
 
 
 def sync_folder(folder: Path) -> None:

@@ -13,14 +13,22 @@ import psutil
 
 def usable_cores() -> int:
     """Physical cores that this process may use; on a mixed design only the big ones."""
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    capacities = [
-        int(path.read_text()) for path in sorted(Path("/sys/devices/system/cpu").glob("cpu[0-9]*/cpu_capacity"))
-    ]
-    big = sum(1 for capacity in capacities if 2 * capacity > max(capacities))
+    allowed = allowed_cores()
+    return max(1, min(allowed, big_cores() or psutil.cpu_count(logical=False) or allowed))
+
+
+def allowed_cores() -> int:
+    """Logical cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def big_cores() -> int:
+    """Cores of the fast kind on a mixed design; 0 where the system does not tell kinds apart."""
     if platform.system() == "Darwin":
-        big = int(_sysctl("hw.perflevel0.physicalcpu") or 0)
-    return max(1, min(allowed, big or psutil.cpu_count(logical=False) or allowed))
+        return int(_sysctl("hw.perflevel0.physicalcpu") or 0)
+    paths = Path("/sys/devices/system/cpu").glob("cpu[0-9]*/cpu_capacity")
+    capacities = [int(path.read_text()) for path in paths]
+    return sum(1 for capacity in capacities if 2 * capacity > max(capacities))
 
 
 def ram_bytes() -> int:
@@ -41,11 +49,17 @@ def clock_ghz() -> float:
 
 def cpu_name() -> str:
     """The processor's marketing name; on ARM boards the board's, whose kernel names no processor."""
+    return next((name for name in names() if name), platform.machine())
+
+
+def names() -> tuple[str, ...]:
+    """What this machine calls its board and its processor, best first; empty strings where it has no name."""
     if platform.system() == "Darwin":
-        return _sysctl("machdep.cpu.brand_string") or platform.machine()
+        return (_sysctl("machdep.cpu.brand_string"), platform.processor())
+    board = ""
     with contextlib.suppress(OSError):
-        return Path("/proc/device-tree/model").read_text().strip("\0\n ")
-    return _cpuinfo("model name") or platform.processor() or platform.machine()
+        board = Path("/proc/device-tree/model").read_text().strip("\0\n ")
+    return (board, _cpuinfo("model name"), platform.processor())
 
 
 def cpu_flags() -> frozenset[str]:

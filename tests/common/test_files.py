@@ -13,7 +13,6 @@ from edgegen.common import files
 from edgegen.common.files import (
     digest_bytes,
     digest_file,
-    digest_tree,
     disk_errors,
     remove_tree,
     replacing,
@@ -114,19 +113,6 @@ def test_digests(tmp_path: Path) -> None:
     assert digest_bytes(b"") == empty
     (tmp_path / "a").write_bytes(b"")
     assert digest_file(tmp_path / "a") == empty
-
-
-def test_the_digest_of_a_folder_sees_names_and_contents_and_no_order(tmp_path: Path) -> None:
-    def tree(name: str, contents: dict[str, str]) -> str:
-        for path, text in contents.items():
-            write_text(tmp_path / name / path, text)
-        return digest_tree(tmp_path / name)
-
-    base = tree("base", {"a": "1", "b/c": "2"})
-    assert tree("same", {"b/c": "2", "a": "1"}) == base
-    assert tree("content", {"a": "1", "b/c": "3"}) != base
-    assert tree("name", {"a": "1", "b/d": "2"}) != base
-    assert tree("swapped", {"a": "2", "b/c": "1"}) != base
 
 
 def test_removing_what_is_not_there_is_fine(tmp_path: Path) -> None:
