@@ -200,6 +200,8 @@ def _check_target(target: Target, where: str) -> None:
     for grid in target.grids:
         _positive(where, f"grids.{grid.name}.block", grid.block)
         _positive(where, f"grids.{grid.name}.bits_per_weight", grid.bits_per_weight)
+        _positive(where, f"grids.{grid.name}.resident_ratio", grid.resident_ratio)
+        _positive(where, f"grids.{grid.name}.read_ratio", grid.read_ratio)
         for costs in (grid.cycles_per_weight, grid.prefill_cycles_per_weight):
             for isa, cycles in costs.items():
                 _positive(where, f"grids.{grid.name}.{isa}", cycles)
@@ -211,6 +213,7 @@ def _check_target(target: Target, where: str) -> None:
         if name != "source" and not (math.isfinite(value) and value >= 0):
             raise ConfigError(f"{where}: overheads.{name}: {value} is below 0", hint="Write 0 for nothing.")
     _positive(where, "parity_max_kl", target.parity_max_kl)
+    _positive(where, "strict_max_kl", target.strict_max_kl)
     fractions = {
         "parity_min_top1_fraction": target.parity_min_top1_fraction,
         "overheads.weights_resident_fraction": target.overheads.weights_resident_fraction,
@@ -227,8 +230,8 @@ def _numbers(profile: Profile) -> Iterator[tuple[str, Number]]:
     for key in ("kernel_ns_per_weight", "prefill_ns_per_weight"):
         for grid, number in getattr(profile, key).items():
             yield f"{key}.{grid}", number
-    if profile.overhead_s_per_layer_token is not None:
-        yield "overhead_s_per_layer_token", profile.overhead_s_per_layer_token
+    for target, number in profile.overhead_s_per_layer_token.items():
+        yield f"overhead_s_per_layer_token.{target}", number
 
 
 def _positive(where: str, key: str, value: float, *, hint: str = "Write a number above 0.") -> None:

@@ -49,6 +49,8 @@ TYPES: dict[str, int] = {
 }
 """Grid name → ggml type number, as in ggml.h."""
 
+NAMES = TYPES
+
 _NEEDS_IMPORTANCE = frozenset({"iq2_xxs", "iq2_xs"})
 """ggml aborts the process when these are rounded without importance weights."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from edgegen.records.base import Record
+from edgegen.records.model import Task
 from edgegen.records.plan import Settings
 
 
@@ -19,7 +20,9 @@ class Artifact(Record, frozen=True):
     schema: int
     target: str
     model: str
-    """Relative path of the model file."""
+    """Relative path of the file that the runtime opens."""
+    model_files: tuple[str, ...]
+    """That file and those that it refers to: together they are the artifact's size."""
     files: tuple[ArtifactFile, ...]
     family: str
     parameters: int
@@ -33,4 +36,11 @@ class Artifact(Record, frozen=True):
     """Digest of the compressed model that it was written from."""
     tokenizer_proof: str
     """How many held-out texts tokenise identically in the runtime and in the original tokenizer, in words."""
+    task: Task = "causal"
+    """Whether the runtime continues text with it or turns text into vectors."""
     notes: tuple[str, ...] = ()
+
+    @property
+    def model_bytes(self) -> int:
+        """Size of the model's files."""
+        return sum(file.bytes for file in self.files if file.path in self.model_files)

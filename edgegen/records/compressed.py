@@ -19,7 +19,11 @@ class PackedTensor(Record, frozen=True):
 
 
 class Compressed(Record, frozen=True):
-    """A folder with `weights.bin`, the (possibly trimmed) tokenizer, the configuration and this record."""
+    """A folder with `weights.bin`, the (possibly trimmed) tokenizer, the configuration and this record.
+
+    Structure shows in the tensors: a linear layer `X.weight` that was factorised is stored as `X.0.weight` (r, inputs)
+    and `X.1.weight` (outputs, r), applied one after the other; feed-forward widths may differ from layer to layer.
+    """
 
     schema: int
     summary: ModelSummary
@@ -31,3 +35,5 @@ class Compressed(Record, frozen=True):
     files: tuple[str, ...]
     """Files beside `weights.bin` that travel into the artifact."""
     notes: tuple[str, ...] = ()
+    shared: dict[str, str] = {}
+    """Tensor that is not stored → the stored tensor whose weights it uses too."""

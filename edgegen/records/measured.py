@@ -14,7 +14,7 @@ class Measured(Record, frozen=True):
 
     schema: int
     kl: dict[str, dict[str, float]]
-    """Tensor name → grid → nats per token."""
+    """Tensor name → grid → nats per token; of an encoder, fall of the cosine similarity. The same unit throughout."""
     factors: dict[str, float]
     """Grid → whole-model KL over the sum of its tensors'; already in `kl`."""
     floor: float

@@ -8,8 +8,11 @@ from edgegen.records.base import Record
 
 Role = Literal["embedding", "head", "attention_in", "attention_out", "ffn_in", "ffn_out", "position", "vector"]
 """What a tensor does. `attention_in` reads the block's input (q, k, v or all fused), `attention_out` writes the
-block's output; `ffn_in` is gate, up or both fused, `ffn_out` is down. `position` is a learned position table;
-`vector` is any bias or norm."""
+block's output; `ffn_in` is gate, up or both fused, `ffn_out` is down. `position` is a learned table of positions or
+segments; `vector` is any bias or norm."""
+
+Task = Literal["causal", "encoder"]
+"""What a model is for: `causal` continues text, `encoder` turns a text into one vector."""
 
 HEAD_BIAS = "lm_head.bias"
 """The one vector that has an entry for each token."""
@@ -47,6 +50,15 @@ class TensorInfo(Record, frozen=True):
         return self.rows * self.columns
 
 
+class Pooling(Record, frozen=True):
+    """How an encoder's token vectors become one vector for the text."""
+
+    mode: Literal["mean", "cls"]
+    """Mean over all tokens, or the first token's vector."""
+    normalize: bool
+    """Whether the vector is brought to length 1."""
+
+
 class ModelSummary(Record, frozen=True):
     """A model's sizes, enough to plan with.
 
@@ -71,6 +83,9 @@ class ModelSummary(Record, frozen=True):
     """As stored: float32, float16 or bfloat16."""
     bytes: int
     """Size of the stored weights."""
+    task: Task = "causal"
+    pooling: Pooling | None = None
+    """Of an encoder."""
     license: str = ""
     """SPDX id or free text from the model card, empty if it says none."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from edgegen.records.base import Record
 from edgegen.records.data import DataRef
-from edgegen.records.model import ModelRef, ModelSummary
+from edgegen.records.model import ModelRef, ModelSummary, Task
 from edgegen.records.profile import Budgets, Profile
 
 
@@ -14,7 +14,7 @@ class Option(Record, frozen=True):
     grid: str
     bytes: int
     kl: float
-    """Expected rise of KL to the original, nats per token."""
+    """Expected rise of KL to the original, nats per token; of an encoder, expected fall of the cosine similarity."""
 
 
 class TensorChoice(Record, frozen=True):
@@ -64,11 +64,13 @@ class Prediction(Record, frozen=True):
 
     bytes: int
     kl: float
-    """Mean KL on held-out text, nats per token."""
+    """Mean KL on held-out text, nats per token; of an encoder, 1 - mean cosine similarity."""
     rss_bytes: int
     decode_tokens_per_s: float
+    """Of an encoder, which decodes nothing: as `prefill_tokens_per_s`."""
     prefill_tokens_per_s: float
     ttft_ms: float
+    """Time to first token; of an encoder, time for a text of the workload's `prompt_tokens`."""
     bits_per_weight: float
     """Over all weights of the exported model, file headers excluded."""
     decode_bound: str
@@ -88,13 +90,14 @@ class Infeasible(Record, frozen=True):
     """No plan fits. A value, so that callers can look at the nearest one."""
 
     binding: str
-    """The budget that cannot be met: max_bytes, max_rss, min_tok_s, max_ttft, max_kl, or a pair of them."""
+    """The budget that cannot be met: max_bytes, max_rss, min_tok_s, max_ttft, max_kl, min_cosine, or a pair of them."""
     limit: float
     best: float
     """The best value that any plan reaches for it (with the other budgets kept)."""
     message: str
     nearest: Prediction
     """The plan that comes nearest; its KL includes the vocabulary's cost."""
+    task: Task = "causal"
 
 
 class Plan(Record, frozen=True):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from edgegen.records.base import Record
-from edgegen.records.target import Source
+from edgegen.records.target import Fault, Source
 
 
 class Number(Record, frozen=True):
@@ -12,6 +12,14 @@ class Number(Record, frozen=True):
     value: float
     source: Source
     note: str = ""
+
+
+_WITHOUT_LSE = frozenset({"cortex-a34", "cortex-a35", "cortex-a53", "cortex-a57", "cortex-a72", "cortex-a73"})
+"""Cores of ARMv8.0, which know no atomic instructions (LSE came with ARMv8.1). Every later Cortex and every Apple core
+has them. Source: the cores' reference manuals."""
+
+_ISAS_WITHOUT_LSE = ("neon-inorder", "neon")
+"""What stands in for an unnamed core: the kernels' name of one that lacks ARMv8.2's dot product."""
 
 
 class Device(Record, frozen=True):
@@ -34,6 +42,17 @@ class Device(Record, frozen=True):
     cpu_model: str = ""
     """The core as emulators and compilers name it, such as `cortex-a76`."""
 
+    @property
+    def lacks_lse(self) -> bool:
+        """Whether this is an ARM core without atomic instructions."""
+        if self.arch != "aarch64":
+            return False
+        return self.cpu_model in _WITHOUT_LSE if self.cpu_model else self.isa in _ISAS_WITHOUT_LSE
+
+    def meets(self, fault: Fault) -> bool:
+        """Whether a runtime's known fault shows on this processor."""
+        return fault.lacks == "lse" and self.lacks_lse
+
 
 class Budgets(Record, frozen=True):
     """Limits that an artifact has to keep. None: no limit."""
@@ -43,11 +62,13 @@ class Budgets(Record, frozen=True):
     max_rss_bytes: int | None = None
     """Peak resident memory of the process that runs it."""
     min_tokens_per_s: float | None = None
-    """Decode speed at batch 1."""
+    """Decode speed at batch 1; of an encoder, tokens read a second."""
     max_ttft_ms: float | None = None
-    """Time to the first token of a prompt of `prompt_tokens`."""
+    """Time to the first token of a prompt of `prompt_tokens`; of an encoder, time for a text of that length."""
     max_kl: float | None = None
-    """Mean KL divergence to the original on held-out text, nats per token."""
+    """Mean KL divergence to the original on held-out text, nats per token; of models that continue text."""
+    min_cosine: float | None = None
+    """Mean cosine similarity of held-out texts' vectors to the original's; of encoders."""
 
 
 class Workload(Record, frozen=True):
@@ -78,6 +99,6 @@ class Profile(Record, frozen=True):
     """Grid → nanoseconds per weight on one core, where measured; overrides the target's cycles."""
     prefill_ns_per_weight: dict[str, Number] = {}
     """As `kernel_ns_per_weight`, for each token of a micro-batch of 64 prompt tokens."""
-    overhead_s_per_layer_token: Number | None = None
-    """Dispatch time per block and token where measured; overrides the target's."""
+    overhead_s_per_layer_token: dict[str, Number] = {}
+    """Target → dispatch time per block and token where measured; overrides the target's."""
     notes: str = ""

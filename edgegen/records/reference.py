@@ -28,14 +28,25 @@ class ReferencePrompt(Record, frozen=True):
     """The data's own answer, empty for plain text."""
 
 
+class GreedyRun(Record, frozen=True):
+    """How the torch model with the artifact's rounded weights continues a prompt, in the artifact's ids."""
+
+    ids: tuple[int, ...]
+    tokens: tuple[int, ...]
+
+
 class Reference(Record, frozen=True):
-    """`reference.json`; `quality.npy` and `parity.npy` lie beside it."""
+    """`reference.json`; `quality.npy` and `parity.npy` lie beside it.
+
+    Of an encoder the windows are whole texts, the two files hold a vector for each, and nothing is answered.
+    """
 
     schema: int
     vocab_size: int
     windows: tuple[ReferenceWindow, ...]
     parity_windows: int
     """The first so many windows have logits in `parity.npy`."""
+    greedy: tuple[GreedyRun, ...]
     prompts: tuple[ReferencePrompt, ...]
     original_bits_per_byte: float
     """Of the original with its own vocabulary on the same rows."""

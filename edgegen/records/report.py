@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from edgegen.records.base import Record
+from edgegen.records.model import Task
 
 
 class Interval(Record, frozen=True):
@@ -19,7 +20,9 @@ class Check(Record, frozen=True):
     """One limit and whether it is kept."""
 
     name: str
-    """loads, tokenizer, parity_kl, parity_top1, sane_text, max_bytes, max_rss, min_tok_s, max_ttft, max_kl, intact."""
+    """intact, loads, tokenizer, sane_text, strict_kl, parity_kl, parity_top1, `runs_on_` with a processor core that was
+    emulated, or a budget: max_bytes, max_rss, min_tok_s, max_ttft, max_kl. Of encoders: strict_distance,
+    parity_distance, rank_correlation, min_cosine."""
     limit: float | None
     measured: float | None
     predicted: float | None
@@ -31,13 +34,17 @@ class Check(Record, frozen=True):
 
 
 class Parity(Record, frozen=True):
-    """The artifact against the torch model with the same rounded weights."""
+    """The artifact against the torch model with the same rounded weights, or one run of it against another."""
 
     tokens: int
     top1_fraction: float
     max_abs_logit_difference: float
     kl: float
     """Nats per token."""
+    greedy_prefix: int = 0
+    """Tokens that agree from the start of a greedy continuation; the least over the runs."""
+    greedy_tokens: int = 0
+    """How many there were to agree on."""
 
 
 class Quality(Record, frozen=True):
@@ -60,6 +67,59 @@ class Quality(Record, frozen=True):
     """Mean of -ln(probability that the original gives to the kept tokens): KL of dropping the others."""
 
 
+class VectorParity(Record, frozen=True):
+    """As `Parity`, of an encoder."""
+
+    texts: int
+    distance: float
+    """1 - cosine similarity, mean over texts."""
+    max_distance: float
+    max_abs_difference: float
+    """Of any number in any vector."""
+
+
+class Emulated(Record, frozen=True):
+    """One run of the artifact on an emulated processor core: the device's own kernels, not its speed."""
+
+    cpu_model: str
+    """The profile's core, such as `cortex-a72`."""
+    emulated_as: str
+    """The core that the emulator took: the same, or the nearest that it knows."""
+    runtime: str
+    version: str
+    """Of the aarch64 package; empty where it did not get so far as to say."""
+    change: str
+    """What was taken out of the runtime's package beforehand; empty: the package as it is published."""
+    passed: bool
+    planned: Parity | None
+    """Against the torch model with the same rounded weights; None where the run failed, and of an encoder."""
+    host: Parity | None
+    """Against the same runtime on the machine that verified; likewise."""
+    planned_vectors: VectorParity | None
+    """As `planned`, of an encoder."""
+    host_vectors: VectorParity | None
+    seconds: float
+    """Wall time under emulation; says nothing about the device's."""
+    fault: str = ""
+    """Why the run failed, in one line."""
+    remedy: str = ""
+    """What to do on the device about a known fault."""
+
+
+class VectorQuality(Record, frozen=True):
+    """An encoder's artifact against the original on held-out texts."""
+
+    texts: int
+    cosine: Interval
+    """Mean cosine similarity of a text's vector to the original's."""
+    cosine_p01: float
+    """One text in 100 is further off."""
+    cosine_min: float
+    rank_correlation: Interval
+    """Spearman's, between the similarities of all pairs of texts as the artifact and as the original has them."""
+    pairs: int
+
+
 class Speed(Record, frozen=True):
     """Medians over repeats on the machine that verified."""
 
@@ -73,6 +133,7 @@ class Speed(Record, frozen=True):
     """(maximum - minimum) / median over the repeats."""
     prompt_tokens: int
     decode_tokens: int
+    """0 of an encoder: then `ttft_ms` is for one text of `prompt_tokens`, and both speeds are tokens read a second."""
 
 
 class Memory(Record, frozen=True):
@@ -122,6 +183,7 @@ class Report(Record, frozen=True):
     passed: bool
     model: str
     target: str
+    runtime: str
     profile: str
     command: str
     created: str
@@ -129,6 +191,9 @@ class Report(Record, frozen=True):
     seconds: float
     checks: tuple[Check, ...]
     parity: Parity | None
+    """As it ships, activations rounded to int8: what differs is the runtime's arithmetic."""
+    strict: Parity | None
+    """In strict-accuracy mode: what differs is a fault of the file. None where its file is not at hand."""
     quality: Quality | None
     speed: Speed | None
     memory: Memory | None
@@ -138,4 +203,12 @@ class Report(Record, frozen=True):
     versions: dict[str, str]
     digests: dict[str, str]
     artifact_bytes: int
+    model_task: Task = "causal"
+    """What the model is for."""
+    vectors: VectorQuality | None = None
+    """Of an encoder, in the place of `quality`; the two below in the places of `parity` and `strict`."""
+    vector_parity: VectorParity | None = None
+    vector_strict: VectorParity | None = None
+    emulated: tuple[Emulated, ...] = ()
+    """Runs on the profile's own processor core under emulation, in the order in which they were tried."""
     notes: tuple[str, ...] = ()

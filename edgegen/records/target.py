@@ -17,10 +17,18 @@ class GridFacts(Record, frozen=True):
 
     name: str
     block: int
-    """Columns that share a scale; a row's length must be a multiple of it."""
+    """Columns that share a scale; a row's length must be a multiple of it unless the last block may be shorter."""
     bits_per_weight: float
-    activation: Literal["float", "int8_32", "int8_256"] = "float"
-    """How the runtime rounds the other operand before multiplying: not, or to int8 in blocks of 32 or 256."""
+    activation: Literal["float", "int8_16", "int8_32", "int8_64", "int8_128", "int8_256", "int8_row"] = "float"
+    """How the runtime rounds the other operand before multiplying: not, to int8 in blocks of so many inputs, or over a
+    token's whole input with a zero point."""
+    partial: bool = False
+    """Whether a row's last block may be shorter, so that rows of any length fit."""
+    resident_ratio: float = 1.0
+    """Resident bytes over bytes in the file: runtimes unpack f16 into f32, keep sums beside the blocks, or leave the
+    file mapped beside what they made of it."""
+    read_ratio: float = 1.0
+    """Bytes that decoding one token reads over bytes in the file."""
     needs_importance: bool = False
     """The runtime's rounding refuses to work without importance weights."""
     planned: bool = True
@@ -53,8 +61,32 @@ class Overheads(Record, frozen=True):
     source: Source
     buffer_bytes_per_ubatch_ffn: float = 0.0
     """Compute-buffer bytes for each (token of a micro-batch x unit of the feed-forward width)."""
+    buffer_bytes_per_ubatch_head_context: float = 0.0
+    """Compute-buffer bytes for each (token of a micro-batch x attention head x token of context): the scores, where
+    the runtime holds them all."""
+    context_step_tokens: int = 1
+    """The cache is allocated in multiples of so many tokens."""
+    kv_copies: float = 1.0
+    """How often the cache is resident: 2 where each step writes a new one beside the old."""
     bytes_per_vocab_entry: float = 0.0
     """Tokenizer tables and one row of logits, for each vocabulary entry; independent of the micro-batch."""
+
+
+class Fault(Record, frozen=True):
+    """A known fault of a runtime's published package on some processors, and what helps."""
+
+    runtime: str
+    """The adapter that meets it."""
+    lacks: Literal["lse"]
+    """What such a processor has not; see `Device.meets`."""
+    sign: str
+    """A piece of what the runtime writes to stderr when it fails."""
+    what: str
+    """The fault in one sentence without its processor."""
+    remedy: str
+    """What to do on the device, in one sentence."""
+    remove: tuple[str, ...] = ()
+    """Files to take out of the installed package, relative to the folder that holds it."""
 
 
 class Target(Record, frozen=True):
@@ -71,9 +103,18 @@ class Target(Record, frozen=True):
     kv_bits: dict[str, float]
     """Cache type → bits per element; the first is the default."""
     parity_max_kl: float
-    """Largest KL (nats per token) between the artifact and the torch model with the same rounded weights that counts as
-    the runtime's own arithmetic rather than a build fault."""
+    """Largest KL (nats per token) between the shipped artifact and the torch model with the same rounded weights that
+    counts as the runtime's own rounding of activations."""
+    strict_max_kl: float
+    """The same in strict-accuracy mode, where nothing is rounded: more is a fault of the file."""
     parity_min_top1_fraction: float
+    encoder_families: tuple[str, ...] = ()
+    """Sentence encoders (`model_type`) that the exporter knows."""
+    parity_max_distance: float = 2e-3
+    """As `parity_max_kl` for encoders: 1 - cosine similarity, mean over texts."""
+    strict_max_distance: float = 1e-6
+    """As `strict_max_kl` for encoders."""
+    faults: tuple[Fault, ...] = ()
     notes: str = ""
     source: str = ""
     """Where the numbers come from."""

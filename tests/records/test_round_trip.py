@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import importlib
 import pkgutil
 import types
@@ -30,6 +31,8 @@ def sample(kind: Any, number: int) -> Any:
     if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
         hints = get_type_hints(kind)
         return kind(**{name: sample(hints[name], number + i) for i, name in enumerate(kind.__struct_fields__)})
+    if isinstance(kind, type) and issubclass(kind, enum.Enum):
+        return list(kind)[number % len(kind)]
     if origin is Literal:
         return inner[number % len(inner)]
     if origin in (types.UnionType,) or str(origin) == "typing.Union":
