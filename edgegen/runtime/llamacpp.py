@@ -28,22 +28,19 @@ T tokens, V vocabulary entries.
 from __future__ import annotations
 
 import collections
-import contextlib
 import ctypes
 import functools
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from edgegen.common.files import disk_errors
 from edgegen.errors import ConfigError, DeviceError, UnsupportedError
 from edgegen.records.plan import Settings
-from edgegen.runtime.base import Timing
+from edgegen.runtime.base import Logits, Session
 
 USE_EXTRA_BUFTS = True
 """Whether llama.cpp may rearrange weights for the processor's matrix kernels when it loads them."""
@@ -54,7 +51,7 @@ LOAD_MODE = "none"
 _ERROR, _CONTINUED = 4, 5
 """ggml's log levels; 5 continues the line before."""
 
-_GGML_TYPE = {"f16": 1, "q8_0": 8}
+_GGML_TYPE = {"f16": 1, "q8_0": 8, "f32": 0}
 
 _log: collections.deque[tuple[int, str]] = collections.deque(maxlen=400)
 
@@ -131,8 +128,8 @@ class Vocabulary:
         self.close()
 
 
-class LlamaSession:
-    """One loaded model with one sequence. Not thread-safe. A context manager."""
+class LlamaSession(Session):
+    """One loaded model with one sequence."""
 
     def __init__(self, model: Path, settings: Settings) -> None:
         self._lib = lib = _library()
@@ -164,71 +161,6 @@ class LlamaSession:
         for index in range(self._chunk):
             self._batch.n_seq_id[index] = 1
             self._batch.seq_id[index][0] = 0
-        self._run = 0
-        """Counts runs, so that a half-read `generate` notices that its cache is gone."""
-
-    def score(self, ids: Sequence[int]) -> NDArray[np.float32]:
-        """Logits after each token of one sequence: (T, V) float32. The cache is cleared first.
-
-        Raises:
-            ConfigError: more tokens than the context holds, an id outside the vocabulary, or a closed
-                session.
-            DeviceError: llama.cpp could not compute.
-        """
-        self._begin(ids, rows=self._chunk)
-        logits = np.empty((len(ids), self.vocab_size), dtype=np.float32)
-        for start in range(0, len(ids), self._chunk):
-            chunk = ids[start : start + self._chunk]
-            self._decode(chunk, start, every_logit=True)
-            source = self._lib.llama_get_logits(self._context)
-            logits[start : start + len(chunk)] = np.ctypeslib.as_array(source, (len(chunk), self.vocab_size))
-        return logits
-
-    def generate(self, ids: Sequence[int], *, max_tokens: int, stop_ids: Sequence[int] = ()) -> Iterator[int]:
-        """Greedy continuation, one id at a time, without the stop token. Ties go to the lower id.
-
-        Ends after `max_tokens`, before a stop token, or when the context is full. Reading on after another
-        call on this session raises, since both share one cache.
-
-        Raises:
-            ConfigError: an empty prompt, one that the context cannot hold, an id outside the vocabulary, or a
-                closed session; all but the last are raised at once, not at the first token.
-            DeviceError: llama.cpp could not compute.
-        """
-        self._begin(ids)
-        return self._generate(list(ids), max_tokens, frozenset(stop_ids), self._run)
-
-    def time_generation(self, ids: Sequence[int], *, decode_tokens: int) -> Timing:
-        """Generate exactly `decode_tokens` greedily and say how long each part took.
-
-        Prefill ends when the last prompt token's logits are there; decoding is `decode_tokens` steps after
-        it, each with its choice of the next token.
-
-        Raises:
-            ConfigError: prompt and decoded tokens together do not fit the context, or an id outside the
-                vocabulary.
-            DeviceError: llama.cpp could not compute.
-        """
-        self._begin(ids)
-        if len(ids) + decode_tokens > self.context_tokens:
-            raise ConfigError(
-                f"{len(ids)} + {decode_tokens} tokens do not fit a context of {self.context_tokens}",
-                hint="Use a shorter prompt, fewer tokens or a larger context.",
-            )
-        started = time.perf_counter()
-        self._prefill(ids)
-        filled = time.perf_counter()
-        for position in range(len(ids), len(ids) + decode_tokens):
-            self._decode([self._greedy()], position, every_logit=False)
-        if decode_tokens:
-            self._greedy()
-        done = time.perf_counter()
-        return Timing(
-            prefill_s=filled - started,
-            decode_s=done - filled,
-            prompt_tokens=len(ids),
-            decoded_tokens=decode_tokens,
-        )
 
     def tokenize(self, text: str, parse_special: bool = True) -> list[int]:
         """Token ids of a text by the file's own tokenizer, without BOS or EOS.
@@ -236,85 +168,48 @@ class LlamaSession:
         Raises:
             ConfigError: the session is closed, or the vocabulary has no tokens for a character.
         """
-        self._require_open()
+        if self._closed:
+            raise ConfigError("this session is closed")
         return self._cutter.tokenize(text, parse_special)
 
-    def close(self) -> None:
-        """Free batch, context and model; calling it again does nothing."""
+    def _prefill(self, ids: list[int]) -> Logits:
+        self._clear(rows=1)
+        for start in range(0, len(ids), self._chunk):
+            self._compute(ids[start : start + self._chunk], start, every_logit=False)
+        return self._last()
+
+    def _decode(self, token: int, position: int) -> Logits:
+        self._compute([token], position, every_logit=False)
+        return self._last()
+
+    def _score(self, ids: list[int]) -> Logits:
+        self._clear(rows=self._chunk)
+        logits = np.empty((len(ids), self.vocab_size), dtype=np.float32)
+        for start in range(0, len(ids), self._chunk):
+            chunk = ids[start : start + self._chunk]
+            self._compute(chunk, start, every_logit=True)
+            source = self._lib.llama_get_logits(self._context)
+            logits[start : start + len(chunk)] = np.ctypeslib.as_array(source, (len(chunk), self.vocab_size))
+        return logits
+
+    def _close(self) -> None:
         if self._batch is not None:
             self._lib.llama_batch_free(self._batch)
-            self._batch = None
         for context in self._contexts.values():
             self._lib.llama_free(context)
         self._contexts.clear()
-        self._context = None
         if self._model is not None:
             self._lib.llama_model_free(self._model)
-            self._model = None
+        self._batch = self._context = self._model = None
 
-    def __enter__(self) -> LlamaSession:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def __del__(self) -> None:
-        with contextlib.suppress(Exception):
-            self.close()
-
-    def _require_open(self) -> None:
-        if self._context is None:
-            raise ConfigError("this session is closed")
-
-    def _begin(self, ids: Sequence[int], *, rows: int = 1) -> None:
-        """Check a prompt, take the context with that many rows of logits, and forget the sequence before."""
-        self._require_open()
-        if not len(ids):
-            raise ConfigError("no tokens to run", hint="Start with the model's BOS token.")
-        if len(ids) > self.context_tokens:
-            raise ConfigError(
-                f"{len(ids)} tokens do not fit a context of {self.context_tokens}",
-                hint="Use fewer tokens or a larger context.",
-            )
-        low, high = min(ids), max(ids)
-        if low < 0 or high >= self.vocab_size:
-            wrong = low if low < 0 else high
-            raise ConfigError(
-                f"token id {wrong} is outside the vocabulary of {self.vocab_size}",
-                hint="Were the tokens made by this artifact's own tokenizer?",
-            )
-        self._run += 1
+    def _clear(self, *, rows: int) -> None:
+        """Take the context with that many rows of logits and forget the sequence before."""
         if rows not in self._contexts:
             self._contexts[rows] = self._open_context(rows)
         self._context = self._contexts[rows]
         self._lib.llama_memory_clear(self._lib.llama_get_memory(self._context), False)
 
-    def _generate(self, ids: list[int], max_tokens: int, stops: frozenset[int], run: int) -> Iterator[int]:
-        for count in range(max_tokens):
-            if run != self._run:
-                raise ConfigError(
-                    "another call took this session's cache", hint="Read one generation to its end first."
-                )
-            self._require_open()
-            if count == 0:
-                self._prefill(ids)
-            elif len(ids) <= self.context_tokens:
-                self._decode(ids[-1:], len(ids) - 1, every_logit=False)
-            else:
-                return
-            token = self._greedy()
-            if token in stops:
-                return
-            ids.append(token)
-            yield token
-
-    def _prefill(self, ids: Sequence[int]) -> None:
-        for start in range(0, len(ids), self._chunk):
-            self._decode(ids[start : start + self._chunk], start, every_logit=False)
-
-    def _decode(self, chunk: Sequence[int], start: int, *, every_logit: bool) -> None:
+    def _compute(self, chunk: Sequence[int], start: int, *, every_logit: bool) -> None:
         """Run at most one ubatch at positions `start`, …; logits of every token or of the last."""
         batch = self._batch
         batch.n_tokens = len(chunk)
@@ -328,9 +223,9 @@ class LlamaSession:
         if code != 0:
             raise DeviceError(f"llama.cpp could not compute (code {code}){_reason()}")
 
-    def _greedy(self) -> int:
+    def _last(self) -> Logits:
         source = self._lib.llama_get_logits_ith(self._context, -1)
-        return int(np.argmax(np.ctypeslib.as_array(source, (self.vocab_size,))))
+        return np.ctypeslib.as_array(source, (self.vocab_size,))
 
 
 @functools.cache
@@ -410,7 +305,9 @@ def _new_context(lib: Any, loaded: Any, model: Path, settings: Settings, chunk: 
     params.n_threads = params.n_threads_batch = settings.threads
     params.type_k = params.type_v = _GGML_TYPE[settings.kv_type]
     params.n_outputs_max = rows
-    params.flash_attn_type = lib.LLAMA_FLASH_ATTN_TYPE_ENABLED
+    params.flash_attn_type = (
+        lib.LLAMA_FLASH_ATTN_TYPE_DISABLED if settings.kv_type == "f32" else lib.LLAMA_FLASH_ATTN_TYPE_ENABLED
+    )
     params.swa_full = False
     params.no_perf = True
     _log.clear()

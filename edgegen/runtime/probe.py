@@ -2,10 +2,10 @@
 
 - **Bandwidth**: one thread a core, each taking the maximum of its own float32 array, far larger than any
   cache: a pure read stream, as decoding is. The best round counts, since other processes only take away.
-- **Kernels**: ggml's own matrix product is run on one core with a weight matrix small enough for the cache,
-  in each grid, through the CPU backend that llama.cpp uses. Time at two heights, divided by the weights
-  between them, is the cost of one weight without the cost of starting a graph. Where the backend rearranges a
-  grid when it loads it ("repacking"), that kernel is timed, because it is what a model will run.
+- **Kernels**: each installed runtime's own matrix product is run on one core with a weight matrix small enough for
+  the cache, in each of its grids. Time at two heights, divided by the weights between them, is the cost of one weight
+  without the cost of starting a graph. Where llama.cpp rearranges a grid when it loads it ("repacking"), that kernel
+  is timed, because it is what a model will run.
 - **Dispatch**: tiny llama models of two depths are decoded; the slope over depth less the kernels' share is
   what a block costs beside its weights (scheduling, norms, attention over a short context).
 
@@ -29,6 +29,7 @@ import psutil
 
 from edgegen.common.host import clock_ghz, cpu_flags, cpu_name, isa_key, ram_bytes, usable_cores
 from edgegen.errors import DeviceError, UnsupportedError
+from edgegen.grids import uniform
 from edgegen.grids.ggml import TYPES
 from edgegen.records.profile import Budgets, Device, Number, Profile
 from edgegen.runtime.kernels import Kernels
@@ -45,7 +46,7 @@ def probe_machine(
     progress: Progress | None = None,
     *,
     name: str = "this-machine",
-    grids: Sequence[str] = tuple(TYPES),
+    grids: Sequence[str] | None = None,
     seconds_per_timing: float = 0.05,
     bandwidth_bytes: int = 256 << 20,
     rearranged: bool = True,
@@ -55,14 +56,14 @@ def probe_machine(
     Args:
         progress: called before each step.
         name: the profile's name.
-        grids: grids whose kernels are timed.
+        grids: grids whose kernels are timed; None: all that the installed runtimes have.
         seconds_per_timing: how long each kernel is repeated; shorter is noisier.
         bandwidth_bytes: array size for each thread of the bandwidth test, bytes.
         rearranged: whether models will be loaded with llama.cpp's `use_extra_bufts`.
 
     Returns:
-        A profile whose numbers are marked `measured`; budgets are a share of the memory. If llama.cpp is
-        missing, kernels and dispatch are left out and the notes say so.
+        A profile whose numbers are marked `measured`, for the runtimes that are installed; budgets are a share of the
+        memory. What is missing for the other runtimes is said in the notes.
 
     Raises:
         DeviceError: too little free memory for the bandwidth test.
@@ -78,20 +79,35 @@ def probe_machine(
     bandwidth = read_bandwidth(cores, bandwidth_bytes)
     decode: dict[str, Number] = {}
     prefill: dict[str, Number] = {}
-    overhead: Number | None = None
+    overhead: dict[str, Number] = {}
+    targets = []
     notes = [f"Measured by `edgegen profiles probe` on {platform.system()} {platform.release()}."]
-    try:
-        kernels = Kernels(rearranged=rearranged)
-        for index, grid in enumerate(grids):
-            say(f"timing {grid}", 0.1 + 0.8 * index / max(len(grids), 1))
-            one = kernels.ns_per_weight(grid, 1, seconds_per_timing)
+    for target, open_kernels, names in _KERNELS:
+        try:
+            kernels = open_kernels(rearranged)
+        except UnsupportedError as error:
+            notes.append(f"Nothing was measured for {target}: {error}. {error.hint}")
+            continue
+        targets.append(target)
+        wanted = [name for name in names if name not in decode and (grids is None or name in grids)]
+        for index, grid in enumerate(wanted):
+            say(f"timing {grid} ({target})", 0.1 + 0.8 * (len(targets) - 1 + index / len(wanted)) / len(_KERNELS))
+            try:
+                one = kernels.ns_per_weight(grid, 1, seconds_per_timing)
+                many = kernels.ns_per_weight(grid, _PROMPT_TOKENS, seconds_per_timing)
+            except UnsupportedError as error:
+                notes.append(f"{error}.")
+                continue
             decode[grid] = _measured(one, kernels.note(grid))
-            many = kernels.ns_per_weight(grid, _PROMPT_TOKENS, seconds_per_timing)
             prefill[grid] = _measured(many, f"{_PROMPT_TOKENS} tokens at once")
-        say("decoding tiny models", 0.92)
-        overhead = _measured(seconds_per_layer(kernels), f"tiny models of two depths, width {_TINY_WIDTH}")
-    except UnsupportedError as error:
-        notes.append(f"Not all could be measured: {error}. {error.hint}")
+        if target == "gguf":
+            say("decoding tiny models", 0.1 + 0.8 * len(targets) / len(_KERNELS))
+            try:
+                overhead[target] = _measured(
+                    seconds_per_layer(kernels), f"tiny models of two depths, width {_TINY_WIDTH}"
+                )
+            except UnsupportedError as error:
+                notes.append(f"Dispatch was not measured: {error}. {error.hint}")
     say("done", 1.0)
     clock = clock_ghz()
     return Profile(
@@ -110,7 +126,7 @@ def probe_machine(
             ),
             bandwidth_bytes_per_s=_measured(bandwidth, f"numpy.max over float32, {cores} threads"),
         ),
-        targets=("gguf",),
+        targets=tuple(targets) or ("gguf",),
         budgets=Budgets(
             max_bytes=int(ram * 0.3),
             max_rss_bytes=int(ram * 0.5),
@@ -123,6 +139,30 @@ def probe_machine(
         overhead_s_per_layer_token=overhead,
         notes=" ".join(notes),
     )
+
+
+def _ggml(rearranged: bool) -> Any:
+    return Kernels(rearranged=rearranged)
+
+
+def _onnx(rearranged: bool) -> Any:
+    from edgegen.runtime.kernels_onnx import OnnxKernels
+
+    return OnnxKernels()
+
+
+def _litert(rearranged: bool) -> Any:
+    from edgegen.runtime.kernels_litert import LiteRtKernels
+
+    return LiteRtKernels()
+
+
+_KERNELS: tuple[tuple[str, Callable[[bool], Any], tuple[str, ...]], ...] = (
+    ("gguf", _ggml, tuple(TYPES)),
+    ("onnx", _onnx, tuple(name for name in uniform.NAMES if name[0] in "us")),
+    ("litert", _litert, ("i8_row", "i4_row", "i4_32")),
+)
+"""Target, its kernels, and the grids that they are timed in."""
 
 
 def _measured(value: float, note: str) -> Number:
