@@ -26,12 +26,12 @@ from tokenizers import (
     processors,
     trainers,
 )
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
+from edgegen import grids
 from edgegen.common.codec import save_json
 from edgegen.common.files import digest_file
 from edgegen.export import exporter_for
-from edgegen.grids import ggml
 from edgegen.records.artifact import Artifact
 from edgegen.records.compressed import Compressed, PackedTensor
 from edgegen.records.model import ModelSummary, TensorInfo
@@ -289,11 +289,11 @@ def pack_uniform(hf_folder: Path, out: Path, grid: str = "f32", *, only_head: bo
             vector = values.ndim == 1
             values = np.ascontiguousarray(np.atleast_2d(values))
             chosen = "f32" if vector else grid
-            if values.shape[1] % ggml.block_columns(chosen):
+            if values.shape[1] % grids.block_columns(chosen):
                 chosen = "f16"
             if "wpe" in name and chosen != "f32":
                 chosen = "f16"
-            packed = ggml.pack(values, chosen)
+            packed = grids.pack(values, chosen)
             rows, columns = values.shape
             tensors.append(PackedTensor(name, chosen, rows, columns, offset, packed.size))
             infos.append(TensorInfo(name, "vector" if vector else "ffn_in", -1, rows, columns, not vector))
@@ -338,4 +338,87 @@ def export_tiny(hf_folder: Path, folder: Path, grid: str = "f32", **settings: An
     """Pack a checkpoint with one grid and write `folder / "artifact"` as GGUF."""
     compressed = pack_uniform(hf_folder, folder / "compressed", grid)
     chosen = Settings(**({"context_tokens": 128, "ubatch_tokens": 48, "threads": 1, "kv_type": "f16"} | settings))
-    return exporter_for("gguf")(compressed, folder / "artifact", chosen, prove_texts=sample_texts(12, seed=5))
+    return exporter_for("gguf").export(compressed, folder / "artifact", chosen, prove_texts=sample_texts(12, seed=5))
+
+
+def make_tiny_encoder(
+    folder: Path,
+    family: str = "bert",
+    *,
+    hidden: int = 64,
+    layers: int = 2,
+    heads: int = 4,
+    ffn: int = 128,
+    context: int = 96,
+    vocab: int = 300,
+    sentence_tokens: int | None = 64,
+    pooling: str = "mean",
+    normalize: bool = True,
+    seed: int = 0,
+    **overrides: Any,
+) -> Path:
+    """Save a random sentence encoder with a trained WordPiece tokenizer, as sentence-transformers lays it out.
+
+    Args:
+        family: bert, distilbert or roberta.
+        sentence_tokens: longest text; None leaves sentence-transformers' files out.
+        pooling: `mean` or `cls`.
+        overrides: further keys of the configuration.
+
+    Returns:
+        `folder`.
+    """
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    trained = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    trained.normalizer = normalizers.BertNormalizer(lowercase=True)
+    trained.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    trainer = trainers.WordPieceTrainer(vocab_size=vocab, special_tokens=special, show_progress=False)
+    trained.train_from_iterator(sample_texts(200, seed=1), trainer)
+    trained.decoder = decoders.WordPiece()
+    trained.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[(text, trained.token_to_id(text)) for text in ("[CLS]", "[SEP]")]
+    )
+    sizes = {"dim": hidden, "n_layers": layers, "n_heads": heads, "hidden_dim": ffn}
+    if family != "distilbert":
+        sizes = {
+            "hidden_size": hidden,
+            "num_hidden_layers": layers,
+            "num_attention_heads": heads,
+            "intermediate_size": ffn,
+        }
+    before = 1 if family == "roberta" else 0
+    config = AutoConfig.for_model(
+        family,
+        vocab_size=trained.get_vocab_size(),
+        max_position_embeddings=context + before,
+        pad_token_id=0,
+        **(sizes | overrides),
+    )
+    torch.manual_seed(seed)
+    model = AutoModel.from_config(config, attn_implementation="eager").to(torch.float32)
+    _spread(model)
+    folder.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(folder)
+    PreTrainedTokenizerFast(
+        tokenizer_object=trained,
+        model_max_length=context,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
+    ).save_pretrained(folder)
+    if sentence_tokens is not None:
+        steps = [("", "Transformer"), ("1_Pooling", "Pooling"), *([("2_Normalize", "Normalize")] if normalize else [])]
+        listed = [
+            {"idx": number, "name": str(number), "path": path, "type": f"sentence_transformers.models.{kind}"}
+            for number, (path, kind) in enumerate(steps)
+        ]
+        (folder / "modules.json").write_text(json.dumps(listed))
+        (folder / "1_Pooling").mkdir(exist_ok=True)
+        switches = {"pooling_mode_cls_token": pooling == "cls", "pooling_mode_mean_tokens": pooling == "mean"}
+        (folder / "1_Pooling" / "config.json").write_text(json.dumps({"word_embedding_dimension": hidden, **switches}))
+        (folder / "sentence_bert_config.json").write_text(
+            json.dumps({"max_seq_length": sentence_tokens, "do_lower_case": False})
+        )
+    return folder

@@ -23,6 +23,7 @@ from edgegen.common.codec import digest_record
 from edgegen.common.files import digest_file
 from edgegen.errors import ConfigError, DeviceError, NetworkError, UnsupportedError
 from edgegen.modeling.checkpoint import Checkpoint
+from edgegen.modeling.pooling import ENCODER_FAMILIES, POOLING_FILES, read_pooling
 from edgegen.records.model import ModelRef
 
 TOKENIZER_FILES = (
@@ -78,6 +79,8 @@ def _download(source: str, revision: str) -> ModelRef:
             allow_patterns=["*.json", "*.safetensors", "*.model", "*.jinja", *_CARD_FILES],
             ignore_patterns=["consolidated*", "*/*"],
         )
+        if (Path(path) / "modules.json").exists():  # a sentence encoder says in a folder of its own how it pools
+            snapshot_download(source, revision=Path(path).name, allow_patterns=["*_Pooling/config.json"])
     except GatedRepoError as error:
         raise ConfigError(
             f"{source}: the hub gives this model only to accounts that accepted its terms",
@@ -97,9 +100,10 @@ def _download(source: str, revision: str) -> ModelRef:
 
 
 def _digest(folder: Path) -> str:
-    names = ["config.json", *TOKENIZER_FILES]
-    files = [folder / name for name in names if (folder / name).exists()] + sorted(folder.glob("*.safetensors"))
-    return digest_record({path.name: digest_file(path) for path in files})
+    names = ["config.json", *TOKENIZER_FILES, *POOLING_FILES]
+    names = [name for name in names if (folder / name).exists()]
+    names += sorted(path.name for path in folder.glob("*.safetensors"))
+    return digest_record({name: digest_file(folder / name) for name in names})
 
 
 def travelling_files(folder: Path) -> list[Path]:
@@ -141,20 +145,34 @@ def empty_model(ref: ModelRef) -> Any:
     """The architecture without weights (on torch's meta device).
 
     Raises:
-        UnsupportedError: transformers does not know it as a causal language model.
+        UnsupportedError: transformers does not know it as a causal language model or an encoder.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
     with quiet_transformers():
         try:
             config = AutoConfig.from_pretrained(ref.path)
             with torch.device("meta"):
-                return AutoModelForCausalLM.from_config(config)
+                return without_pooler(model_class(config.model_type).from_config(config))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             kind = read_config(ref)["model_type"]
             raise UnsupportedError(
-                f"{ref.source}: {kind!r} is no causal language model that transformers can build: {_first_line(error)}"
+                f"{ref.source}: {kind!r} is no language model that transformers can build: {_first_line(error)}"
             ) from error
+
+
+def model_class(family: str) -> Any:
+    """transformers' class that builds a family's models."""
+    from transformers import AutoModel, AutoModelForCausalLM
+
+    return AutoModel if family in ENCODER_FAMILIES else AutoModelForCausalLM
+
+
+def without_pooler(model: Any) -> Any:
+    """The same model without BERT's layer for sentence pairs, which a sentence's vector does not go through."""
+    if getattr(model, "pooler", None) is not None:
+        model.pooler = None
+    return model
 
 
 def open_model(ref: ModelRef, *, parameters: int) -> Any:
@@ -165,8 +183,6 @@ def open_model(ref: ModelRef, *, parameters: int) -> Any:
     Raises:
         DeviceError: the weights would not fit into the free memory.
     """
-    from transformers import AutoModelForCausalLM
-
     dtype = torch.float32 if parameters <= _FP32_PARAMETERS else torch.bfloat16
     needed = int(parameters * (4 if dtype is torch.float32 else 2) * 1.25) + 500_000_000
     free = psutil.virtual_memory().available
@@ -176,10 +192,10 @@ def open_model(ref: ModelRef, *, parameters: int) -> Any:
             hint="Close other programs or use a machine with more memory.",
         )
     with quiet_transformers():
-        model = AutoModelForCausalLM.from_pretrained(
+        model = model_class(read_config(ref)["model_type"]).from_pretrained(
             ref.path, dtype=dtype, attn_implementation="eager" if _wants_eager(ref) else "sdpa"
         )
-    return model.eval().requires_grad_(False)
+    return without_pooler(model).eval().requires_grad_(False)
 
 
 def _wants_eager(ref: ModelRef) -> bool:
@@ -258,7 +274,10 @@ def check_model(ref: ModelRef, empty: Any, checkpoint: Checkpoint, tokenizer: An
     unused = set(checkpoint.shapes) - set(stored.values())
     if empty.config.tie_word_embeddings:
         unused -= set(_table_names(empty))  # the same table once more
-    return [f"{len(unused)} stored tensors are not used by the architecture and were left out"] if unused else []
+    notes = read_pooling(Path(ref.path))[1] if empty.config.model_type in ENCODER_FAMILIES else []
+    if unused:
+        notes.append(f"{len(unused)} stored tensors are not used by the architecture and were left out")
+    return notes
 
 
 def stored_names(empty: Any, checkpoint: Checkpoint) -> dict[str, str]:

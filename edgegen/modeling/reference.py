@@ -6,8 +6,9 @@
   original's greedy answers;
 - `quality.npy`: (T, K) float16 log-probabilities of the original at the counted positions, over the artifact's
   vocabulary, *not* renormalised: what is missing to 1 is the mass on dropped tokens;
-- `parity.npy`: (P, K) float32 logits of the torch model with the artifact's own rounded weights and activations on
-  the first windows.
+- `parity.npy`: (P, K) float32 logits of the torch model with the artifact's own rounded weights on the first windows.
+  Activations are not rounded: the runtime's strict-accuracy mode has to agree with these almost exactly, and what its
+  shipped mode differs by is the price of int8 activations.
 
 float16 keeps about three digits of a log-probability; its error in a mean KL is below 1e-6 nats, because errors of
 the two signs cancel after renormalisation.
@@ -34,7 +35,7 @@ from edgegen.modeling.simulate import rounded_model
 from edgegen.modeling.source import TensorSource
 from edgegen.modeling.text import WINDOW_TOKENS, Window, make_windows, prompt_ids
 from edgegen.records.data import Example
-from edgegen.records.reference import Reference, ReferencePrompt, ReferenceWindow
+from edgegen.records.reference import GreedyRun, Reference, ReferencePrompt, ReferenceWindow
 
 _QUALITY_BYTES = 160_000_000
 _LEAST_QUALITY_TOKENS = 4096
@@ -43,6 +44,7 @@ _QUALITY_TOKENS = 16_384
 _PARITY_BYTES = 24_000_000
 _PARITY_TOKENS = 512
 ANSWER_TOKENS = 96
+_GREEDY_RUNS, _GREEDY_PROMPT, _GREEDY_TOKENS = 2, 8, 100
 
 
 def save_reference(
@@ -53,7 +55,6 @@ def save_reference(
     artifact_tokenizer: Any,
     kept: NDArray[np.int64] | None,
     grids: dict[str, str],
-    activation_of: dict[str, str],
     heldout: tuple[Example, ...],
     prompts: int,
     eos_ids: tuple[int, ...],
@@ -102,8 +103,9 @@ def save_reference(
             plain = make_windows(tokenizer, heldout, **cut)
             plain_nats = _nats(model, plain)
             parity_windows = _first(windows, int(np.clip(_PARITY_BYTES // (4 * columns), 64, _PARITY_TOKENS)))
-            with rounded_model(model, source, _rounded_only(grids), activation_of):
+            with rounded_model(model, source, _rounded_only(grids), {}):
                 logits = torch.cat([_logits(model, _in_original(window, kept)) for window in parity_windows])
+                runs = [_greedy_run(model, window, kept, context_tokens) for window in parity_windows[:_GREEDY_RUNS]]
             parity = logits if keep is None else logits[:, keep]
             np.save(building / "parity.npy", parity.numpy().astype(np.float32))
             answered = []
@@ -118,6 +120,7 @@ def save_reference(
                     for w in windows
                 ),
                 parity_windows=len(parity_windows),
+                greedy=tuple(runs),
                 prompts=tuple(answered),
                 original_bits_per_byte=plain_nats / math.log(2) / sum(w.bytes for w in plain),
                 trimmed=kept is not None,
@@ -187,6 +190,16 @@ def _logits(model: Any, window: Window) -> torch.Tensor:
         return model(torch.from_numpy(window.ids)[None], use_cache=False).logits[0].float()
 
 
+def _greedy_run(model: Any, window: Window, kept: NDArray[np.int64] | None, context_tokens: int) -> GreedyRun:
+    """How the model goes on after a window's first tokens, over the kept tokens only; nothing ends it."""
+    prompt = _in_original(window, kept).ids[:_GREEDY_PROMPT]
+    tokens = min(_GREEDY_TOKENS, context_tokens - len(prompt))
+    produced = greedy(model, [int(i) for i in prompt], max_tokens=tokens, eos_ids=(), kept=kept)
+    if kept is not None:
+        produced = [int(i) for i in np.searchsorted(kept, produced)]
+    return GreedyRun(ids=tuple(int(i) for i in window.ids[:_GREEDY_PROMPT]), tokens=tuple(produced))
+
+
 def _runs(mask: NDArray[np.bool_]) -> tuple[tuple[int, int], ...]:
     """True stretches as (start, end) pairs."""
     edges = np.flatnonzero(np.diff(np.concatenate([[0], mask.astype(np.int8), [0]])))
@@ -245,8 +258,14 @@ def _opening(text: str, words: int = 12) -> str:
     return " ".join(text.split()[:words])
 
 
-def greedy(model: Any, ids: list[int], *, max_tokens: int, eos_ids: tuple[int, ...]) -> list[int]:
-    """Greedy continuation with a key/value cache, without the end token; never past the model's context."""
+def greedy(
+    model: Any, ids: list[int], *, max_tokens: int, eos_ids: tuple[int, ...], kept: NDArray[np.int64] | None = None
+) -> list[int]:
+    """Greedy continuation with a key/value cache, without the end token; never past the model's context.
+
+    Args:
+        kept: (K,) ids that may be chosen; None: all.
+    """
     produced: list[int] = []
     cache = None
     step = torch.tensor([ids or [0]])
@@ -255,7 +274,8 @@ def greedy(model: Any, ids: list[int], *, max_tokens: int, eos_ids: tuple[int, .
         for _ in range(min(max_tokens, room)):
             output = model(step, past_key_values=cache, use_cache=True)
             cache = output.past_key_values
-            token = int(output.logits[0, -1].argmax())
+            logits = output.logits[0, -1]
+            token = int(logits.argmax()) if kept is None else int(kept[int(logits[torch.from_numpy(kept)].argmax())])
             if token in eos_ids:
                 break
             produced.append(token)

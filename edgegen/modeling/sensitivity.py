@@ -1,4 +1,4 @@
-"""How much each tensor's grid hurts: nats of KL to the original, for every grid that fits.
+"""How much each tensor's grid hurts: distance to the original (its task's), for every grid that fits.
 
 Linear layers inside the blocks take the Fisher quadratic of `statistics`. Embedding and head are measured by running
 the model with them rounded, because their errors are not small in the same sense; where many grids would take too
@@ -18,10 +18,10 @@ import msgspec
 import numpy as np
 import torch
 
-from edgegen.modeling.forward import counted_log_probs, mean_kl
 from edgegen.modeling.simulate import rounded_model
 from edgegen.modeling.source import TensorSource
 from edgegen.modeling.statistics import Statistics, fisher_kl
+from edgegen.modeling.tasks import task_of
 from edgegen.modeling.text import Window
 from edgegen.records.model import TensorInfo
 from edgegen.records.target import Target
@@ -31,7 +31,7 @@ _TABLE_SECONDS = 40.0
 
 
 class Sensitivity(msgspec.Struct, frozen=True):
-    """Tensor name → grid → nats of KL per token."""
+    """Tensor name → grid → nats of KL per token, or 1 - cosine similarity; so are all numbers here."""
 
     kl: dict[str, dict[str, float]]
     factors: dict[str, float]
@@ -49,7 +49,8 @@ def fitting_grids(tensor: TensorInfo, target: Target, allowed: tuple[str, ...] |
     if not tensor.quantizable:
         return ("f16",) if tensor.role == "position" and allowed != ("f32",) else ("f32",)
     names = [g.name for g in target.grids if (g.planned if allowed is None else g.name in allowed)]
-    fitting = [name for name in names if tensor.columns % target.grid(name).block == 0]
+    facts = [target.grid(name) for name in names]
+    fitting = [grid.name for grid in facts if grid.partial or tensor.columns % grid.block == 0]
     return tuple(sorted(fitting or ["f16"], key=lambda name: target.grid(name).bits_per_weight))
 
 
@@ -68,7 +69,7 @@ def measure_sensitivity(
 
     Args:
         model: the original; changed and restored.
-        reference: (T, V) its log-probabilities on `windows`.
+        reference: its outputs on `windows`: (T, V) log-probabilities, or (W, D) vectors.
         windows: text that `statistics` did not see.
         allowed: grids named by the user; None: those that the target plans with.
         progress: called with (steps done, steps in all).
@@ -78,6 +79,11 @@ def measure_sensitivity(
     tables = [t for t in tensors if t.layer < 0]
     fits = {t.name: fitting_grids(t, target, allowed) for t in tensors}
     anchors = _anchors(fits, blocks, target)
+    task, summary = task_of(source.summary), source.summary
+
+    def distance() -> float:
+        return task.distance(reference, task.outputs(model, summary, windows))
+
     total = len(blocks) + len(tables) + len(anchors) + 1
     done = 0
 
@@ -92,7 +98,7 @@ def measure_sensitivity(
     def price(tensor: TensorInfo) -> tuple[str, dict[str, float]]:
         original = source.matrix(tensor.name)
         sample = statistics.samples[tensor.name]
-        shape = (sample.gradients.shape[1], sample.inputs.shape[1])
+        shape = (sample.gradients.shape[-1], sample.inputs.shape[-1])
         found = {}
         for grid in fits[tensor.name]:
             change = torch.from_numpy((source.rounded(tensor.name, grid) - original)[: shape[0], : shape[1]])
@@ -104,7 +110,7 @@ def measure_sensitivity(
             prices[name] = found
             step()
     for tensor in tables:
-        prices[tensor.name] = _measure_table(model, source, reference, windows, tensor, fits[tensor.name])
+        prices[tensor.name] = _measure_table(model, source, distance, tensor, fits[tensor.name])
         step()
     activation = {g.name: g.activation for g in target.grids}
     factors = {}
@@ -112,7 +118,7 @@ def measure_sensitivity(
         chosen = {t.name: grid for t in blocks if grid in fits[t.name]}
         summed = sum(prices[name][grid] for name in chosen)
         with rounded_model(model, source, chosen, {}):
-            measured = mean_kl(reference, counted_log_probs(model, windows))
+            measured = distance()
         if summed > 1e-6:
             factors[grid] = float(np.clip(measured / summed, 0.3, 5.0))
         step()
@@ -124,7 +130,7 @@ def measure_sensitivity(
     with rounded_model(
         model, source, {n: "f32" for n, g in int8.items() if g}, {"f32": _common_activation(int8, activation)}
     ):
-        floor = mean_kl(reference, counted_log_probs(model, windows))
+        floor = distance()
     step()
     return Sensitivity(kl=prices, factors=factors, floor=floor)
 
@@ -157,8 +163,7 @@ def _factor(factors: dict[str, float], grid: str, target: Target) -> float:
 def _measure_table(
     model: Any,
     source: TensorSource,
-    reference: torch.Tensor,
-    windows: list[Window],
+    distance: Callable[[], float],
     tensor: TensorInfo,
     grids: tuple[str, ...],
 ) -> dict[str, float]:
@@ -174,7 +179,7 @@ def _measure_table(
         if len(measured) >= 3 and time.monotonic() - started > _TABLE_SECONDS:
             break
         with rounded_model(model, source, {tensor.name: grid}, {}):
-            measured[grid] = mean_kl(reference, counted_log_probs(model, windows))
+            measured[grid] = distance()
     return {g: measured[g] if g in measured else _interpolated(measured, errors, g) for g in grids}
 
 

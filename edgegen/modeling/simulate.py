@@ -1,8 +1,8 @@
 """Put rounded weights into a torch model, with the runtime's rounding of activations, and take them out again.
 
-llama.cpp multiplies quantized weights with activations that it rounds to int8 in blocks of 32 or 256 inputs. That
-costs up to a thousandth of a nat, which weights alone would not show, so it is simulated too: scale = max|x| / 127
-in each block, round to nearest.
+Runtimes multiply quantized weights with activations that they round to int8: llama.cpp in blocks of 32 or 256 inputs,
+ONNX Runtime in the weights' own blocks (scale = max|x| / 127, round to nearest), LiteRT over a token's whole input with
+a zero point. That costs up to a thousandth of a nat, which weights alone would not show, so it is simulated too.
 
 Originals are read again from the checkpoint rather than kept, so a model is never in memory twice.
 """
@@ -19,11 +19,21 @@ import torch
 
 from edgegen.modeling.source import TensorSource
 
-ACTIVATION_BLOCKS = {"int8_32": 32, "int8_256": 256}
+ACTIVATION_BLOCKS = {f"int8_{block}": block for block in (16, 32, 64, 128, 256)} | {"int8_row": 0}
+"""How a runtime rounds activations → inputs that share a scale; 0: all, with a zero point."""
 
 
 def round_activations(x: torch.Tensor, block: int) -> torch.Tensor:
-    """int8 absmax rounding of the last dimension in blocks; the last block may be shorter. Shape is kept."""
+    """int8 rounding of the last dimension in blocks; the last block may be shorter. Shape is kept.
+
+    Args:
+        block: inputs that share a scale; 0: the whole dimension, over its own range instead of a symmetric one.
+    """
+    if not block:
+        low, high = x.amin(-1, keepdim=True).clamp(max=0), x.amax(-1, keepdim=True).clamp(min=0)
+        step = torch.where(high > low, (high - low) / 255, torch.ones_like(low))
+        zero = (-low / step).round()
+        return ((x / step).round() + zero).clamp(0, 255).sub(zero) * step
     width = x.shape[-1]
     padded = torch.nn.functional.pad(x, (0, -width % block)).unflatten(-1, (-1, block))
     scale = padded.abs().amax(-1, keepdim=True) / 127
@@ -60,7 +70,7 @@ def rounded_model(
             module = model.get_submodule(name.rpartition(".")[0])
             if module is table:
                 module = model.get_output_embeddings() if model.config.tie_word_embeddings else None
-            if block and module is not None:
+            if block is not None and module is not None:
                 hooks.append(module.register_forward_pre_hook(_rounding_hook(block)))
         yield
     finally:

@@ -19,14 +19,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from edgegen.grids import ggml
+from edgegen import grids
 from edgegen.modeling.checkpoint import Checkpoint
 from edgegen.modeling.load import stored_names
 from edgegen.modeling.summary import is_transposed
 from edgegen.records.model import ModelSummary, TensorInfo
 
 _BLOCK_COLUMNS = 32
-_FFN_IN_BIAS = re.compile(r"\.mlp\.(gate_proj|up_proj|c_fc|fc1)\.bias$")
+_FFN_IN_BIAS = re.compile(r"\.(mlp\.(gate_proj|up_proj|c_fc|fc1)|intermediate\.dense|ffn\.lin1)\.bias$")
 _CACHE_BYTES = 1_500_000_000
 
 
@@ -75,7 +75,7 @@ class TensorSource:
             if key in self._cache:
                 self._cache.move_to_end(key)
                 return self._cache[key]
-        packed = ggml.pack(self.matrix(name), grid, self._importance.get(name))
+        packed = grids.pack(self.matrix(name), grid, self._importance.get(name))
         with self._lock:
             if key not in self._cache:  # another thread may have been as quick
                 self._cached_bytes += packed.nbytes
@@ -87,7 +87,7 @@ class TensorSource:
 
     def rounded(self, name: str, grid: str) -> NDArray[np.float32]:
         """What a tensor becomes on a grid, in the exported orientation and padded width."""
-        return ggml.unpack(self.packed(name, grid), grid, self._shape[name][1])
+        return grids.unpack(self.packed(name, grid), grid, self._shape[name][1])
 
     def as_parameter(self, name: str, values: NDArray[np.float32]) -> torch.Tensor:
         """An exported matrix back in the model's own shape: padding cut off, orientation restored."""

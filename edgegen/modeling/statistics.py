@@ -27,7 +27,8 @@ from edgegen.modeling.forward import padded_ids
 from edgegen.modeling.text import Window, batches
 from edgegen.records.model import ModelSummary
 
-_SAMPLE_BYTES = 800_000_000
+SAMPLE_BYTES = 800_000_000
+"""Of all layers' samples together."""
 
 
 class LayerSample(msgspec.Struct, frozen=True):
@@ -36,7 +37,9 @@ class LayerSample(msgspec.Struct, frozen=True):
     inputs: torch.Tensor
     """(S, C) float32."""
     gradients: torch.Tensor
-    """(S, R) float32."""
+    """(S, R) float32; (K, S, R) where each token has K of them."""
+    groups: torch.Tensor | None = None
+    """(S,) number of the text that each token belongs to, where the tokens of a text share one output."""
 
 
 class Statistics(msgspec.Struct, frozen=True):
@@ -70,7 +73,7 @@ def collect_statistics(
     linear = [t for t in summary.tensors if t.quantizable and t.layer >= 0]
     modules = {t.name: model.get_submodule(t.name.rpartition(".")[0]) for t in linear}
     total_tokens = sum(len(w.ids) for w in windows)
-    wanted = int(np.clip(_SAMPLE_BYTES / (4 * sum(t.rows + t.columns for t in linear)), 96, 2048))
+    wanted = int(np.clip(SAMPLE_BYTES / (4 * sum(t.rows + t.columns for t in linear)), 96, 2048))
     share = min(1.0, wanted / total_tokens)
     squares: dict[str, torch.Tensor] = {}
     kept_inputs: dict[str, list[torch.Tensor]] = {name: [] for name in modules}
@@ -139,6 +142,12 @@ def _batch_tokens(summary: ModelSummary) -> int:
 
 
 def fisher_kl(sample: LayerSample, change: torch.Tensor, weight: float) -> float:
-    """½ E[(gᵀ D x)²] in nats per counted token, for a change D (R, C) of the weights."""
-    response = (sample.inputs @ change.T * sample.gradients).sum(1)
+    """½ E[(gᵀ D x)²] for a change D (R, C) of the weights; tokens of a group are summed before squaring.
+
+    In nats per counted token, or, of an encoder, in units of cosine similarity per text.
+    """
+    response = (sample.inputs @ change.T * sample.gradients).sum(-1)
+    if sample.groups is not None:
+        texts = int(sample.groups.max()) + 1
+        response = response.new_zeros(*response.shape[:-1], texts).index_add_(-1, sample.groups, response)
     return 0.5 * weight * float(response.square().mean())

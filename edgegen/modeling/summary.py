@@ -14,17 +14,20 @@ from optimum.utils import NormalizedConfigManager
 
 from edgegen.errors import UnsupportedError
 from edgegen.modeling.checkpoint import Checkpoint
+from edgegen.modeling.pooling import ENCODER_FAMILIES, read_pooling, sentence_tokens
 from edgegen.records.model import ModelSummary, Role, TensorInfo
 
 _ROLES: tuple[tuple[str, Role], ...] = (
-    (r"(embed_tokens|wte)\.weight$", "embedding"),
-    (r"wpe\.weight$", "position"),
+    (r"(embed_tokens|wte|word_embeddings)\.weight$", "embedding"),
+    (r"(wpe|position_embeddings|token_type_embeddings)\.weight$", "position"),
     (r"lm_head\.weight$", "head"),
-    (r"(q_proj|k_proj|v_proj|qkv_proj|c_attn)\.weight$", "attention_in"),
-    (r"(o_proj|self_attn\.dense|attn\.c_proj)\.weight$", "attention_out"),
-    (r"(gate_proj|up_proj|gate_up_proj|c_fc|fc1)\.weight$", "ffn_in"),
-    (r"(down_proj|mlp\.c_proj|fc2)\.weight$", "ffn_out"),
+    (r"(q_proj|k_proj|v_proj|qkv_proj|c_attn|self\.(query|key|value)|[qkv]_lin)\.weight$", "attention_in"),
+    (r"(o_proj|self_attn\.dense|attn\.c_proj|attention\.output\.dense|out_lin)\.weight$", "attention_out"),
+    (r"(gate_proj|up_proj|gate_up_proj|c_fc|fc1|intermediate\.dense|ffn\.lin1)\.weight$", "ffn_in"),
+    (r"(down_proj|mlp\.c_proj|fc2|output\.dense|ffn\.lin2)\.weight$", "ffn_out"),
 )
+_FFN_KEYS = ("intermediate_size", "n_inner", "hidden_dim")
+"""What families call the feed-forward width."""
 
 
 def is_transposed(model: Any, parameter: str) -> bool:
@@ -41,6 +44,10 @@ def summarize(empty: Any, checkpoint: Checkpoint) -> ModelSummary:
     """
     config = empty.config
     sizes = _sizes(config)
+    is_encoder = config.model_type in ENCODER_FAMILIES
+    context = position_count(config)
+    if is_encoder:
+        context = min(context, sentence_tokens(checkpoint.folder) or context)
     tensors = tuple(_tensor(empty, name, tuple(p.shape)) for name, p in empty.named_parameters())
     return ModelSummary(
         family=config.model_type,
@@ -52,10 +59,12 @@ def summarize(empty: Any, checkpoint: Checkpoint) -> ModelSummary:
         kv_heads=sizes["num_key_value_heads"],
         head_size=getattr(config, "head_dim", None) or sizes["hidden_size"] // sizes["num_attention_heads"],
         ffn_size=_ffn_size(config, sizes["hidden_size"]),
-        context_tokens=_context_tokens(config),
-        tied=bool(config.tie_word_embeddings),
+        context_tokens=context,
+        tied=bool(config.tie_word_embeddings) and not is_encoder,
         dtype=checkpoint.dtype,
         bytes=checkpoint.bytes,
+        task="encoder" if is_encoder else "causal",
+        pooling=read_pooling(checkpoint.folder)[0] if is_encoder else None,
         license=_license(checkpoint.folder),
     )
 
@@ -74,15 +83,26 @@ def _sizes(config: Any) -> dict[str, int]:
     }
 
 
-def _context_tokens(config: Any) -> int:
+def first_position(config: Any) -> int:
+    """Row of the position table that a text's first token takes: RoBERTa counts from its padding token's id on."""
+    return int(config.pad_token_id) + 1 if config.model_type in ("roberta", "xlm-roberta") else 0
+
+
+def position_count(config: Any) -> int:
+    """Positions that a model knows, by its configuration.
+
+    Raises:
+        UnsupportedError: it does not say.
+    """
+    before = first_position(config)
     for name in ("max_position_embeddings", "n_positions"):
         if getattr(config, name, None):
-            return int(getattr(config, name))
+            return int(getattr(config, name)) - before
     raise UnsupportedError(f"{config.model_type}: config.json does not say how long a context it was made for")
 
 
 def _ffn_size(config: Any, hidden_size: int) -> int:
-    for name in ("intermediate_size", "n_inner"):
+    for name in _FFN_KEYS:
         if getattr(config, name, None):
             return int(getattr(config, name))
     return 4 * hidden_size
@@ -90,12 +110,13 @@ def _ffn_size(config: Any, hidden_size: int) -> int:
 
 def resized_config(config: dict[str, Any], summary: ModelSummary) -> dict[str, Any]:
     """config.json with a summary's vocabulary and feed-forward width, under the family's own key."""
-    ffn_key = "n_inner" if "n_embd" in config else "intermediate_size"
+    named = next((key for key in _FFN_KEYS if key in config), "intermediate_size")
+    ffn_key = "n_inner" if "n_embd" in config else named
     return {**config, "vocab_size": summary.vocab_size, ffn_key: summary.ffn_size}
 
 
 def _tensor(model: Any, name: str, shape: tuple[int, ...]) -> TensorInfo:
-    found = re.search(r"\.(?:layers|h)\.(\d+)\.", name)
+    found = re.search(r"\.(?:layers|h|layer)\.(\d+)\.", name)
     layer = int(found[1]) if found else -1
     if len(shape) == 1:
         return TensorInfo(name=name, role="vector", layer=layer, rows=1, columns=shape[0], quantizable=False)
@@ -107,7 +128,7 @@ def _tensor(model: Any, name: str, shape: tuple[int, ...]) -> TensorInfo:
             )
     raise UnsupportedError(
         f"{model.config.model_type}: the role of tensor {name!r} {list(shape)} is not known",
-        hint="Known are dense Llama, Mistral, Qwen2, Qwen3, Gemma, GPT-2 and Phi architectures.",
+        hint="Known are dense Llama, Mistral, Qwen2, Qwen3, Gemma, GPT-2 and Phi architectures and BERT-like encoders.",
     )
 
 

@@ -6,9 +6,13 @@ Decoding one token reads every weight but the input table's once, so with thread
 
 (the roofline of Williams et al. 2009 plus a fixed cost per block). Resident memory is
 
-    process + weights + key/value cache + compute buffers(micro-batch, hidden, ffn) + tables(vocabulary);
+    process + weights + key/value cache + compute buffers(micro-batch, hidden, ffn, scores) + tables(vocabulary).
 
-a table that is both embedding and head is resident twice where the runtime rearranges its grid's weights for the
+An encoder reads a text of L tokens as a whole, as others read a prompt, and has no cache:
+
+    t = L · Σ weights · ns of a prompt's token / p  +  layers · dispatch.
+
+A table that is both embedding and head is resident twice where the runtime rearranges its grid's weights for the
 matrix kernels. All coefficients come from the target's and the profile's files.
 """
 
@@ -44,6 +48,21 @@ class Device(msgspec.Struct, frozen=True):
     bytes_per_vocab_entry: float
     resident_fraction: float
     kv_bits: float
+    """Of one cached element, all its copies together."""
+    context_step_tokens: int
+    bytes_per_ubatch_head_context: float = 0.0
+    resident_ratio: dict[str, float] = {}
+    """Grid → resident bytes over bytes in the file; 1 where it is not named."""
+    read_ratio: dict[str, float] = {}
+    """Grid → bytes that decoding reads over bytes in the file; 1 where it is not named."""
+
+    def resident_bytes(self, grid: str, file_bytes: float) -> float:
+        """What one copy of a tensor takes in memory."""
+        return file_bytes * self.resident_ratio.get(grid, 1.0)
+
+    def read_bytes(self, grid: str, file_bytes: float) -> float:
+        """What decoding one token reads of a tensor that it reads whole."""
+        return file_bytes * self.read_ratio.get(grid, 1.0)
 
 
 def device_of(profile: Profile, target: Target, settings: Settings) -> Device:
@@ -62,17 +81,22 @@ def device_of(profile: Profile, target: Target, settings: Settings) -> Device:
                 hint="Known: " + ", ".join(sorted(grid.cycles_per_weight)) + ".",
             )
         cycles = grid.cycles_per_weight[isa]
-        measured = profile.kernel_ns_per_weight.get(grid.name)
+        # Numbers without rounding exist in every runtime, with kernels of its own; those measured are llama.cpp's.
+        known = target.name == "gguf" or grid.activation != "float"
+        measured = profile.kernel_ns_per_weight.get(grid.name) if known else None
         costs[grid.name] = measured.value * 1e-9 if measured else cycles / (clock * 1e9)
-        timed = profile.prefill_ns_per_weight.get(grid.name)
+        timed = profile.prefill_ns_per_weight.get(grid.name) if known else None
         scaled = costs[grid.name] * grid.prefill_cycles_per_weight.get(isa, cycles) / cycles
         prefill[grid.name] = timed.value * 1e-9 if timed else scaled
-    dispatch = profile.overhead_s_per_layer_token
+    dispatch = profile.overhead_s_per_layer_token.get(target.name)
     return Device(
         bandwidth_bytes_per_s=profile.device.bandwidth_bytes_per_s.value,
         threads=settings.threads,
         seconds_per_weight=costs,
         prefill_seconds_per_weight=prefill,
+        resident_ratio={grid.name: grid.resident_ratio for grid in target.grids},
+        read_ratio={grid.name: grid.read_ratio for grid in target.grids},
+        bytes_per_ubatch_head_context=target.overheads.buffer_bytes_per_ubatch_head_context,
         rearranged=frozenset(g.name for g in target.grids if isa in g.repacked_isas),
         dispatch_s=dispatch.value if dispatch else target.overheads.seconds_per_layer_token / clock,
         process_bytes=target.overheads.process_bytes,
@@ -82,14 +106,17 @@ def device_of(profile: Profile, target: Target, settings: Settings) -> Device:
         bytes_per_vocab_entry=target.overheads.bytes_per_vocab_entry,
         bytes_per_ubatch_vocab=target.overheads.buffer_bytes_per_ubatch_vocab,
         resident_fraction=target.overheads.weights_resident_fraction,
-        kv_bits=target.kv_bits[settings.kv_type],
+        kv_bits=target.kv_bits[settings.kv_type] * target.overheads.kv_copies,
+        context_step_tokens=target.overheads.context_step_tokens,
     )
 
 
-def kv_bytes(summary: ModelSummary, settings: Settings, kv_bits: float) -> float:
-    """Keys and values of every layer for the whole context, which llama.cpp rounds up to a multiple of 256 tokens."""
-    tokens = -(-settings.context_tokens // 256) * 256
-    return 2 * summary.layers * summary.kv_heads * summary.head_size * tokens * kv_bits / 8
+def kv_bytes(summary: ModelSummary, settings: Settings, device: Device) -> float:
+    """Keys and values of every layer for the whole context, rounded up as the runtime does; none of an encoder."""
+    if summary.task == "encoder":
+        return 0.0
+    tokens = -(-settings.context_tokens // device.context_step_tokens) * device.context_step_tokens
+    return 2 * summary.layers * summary.kv_heads * summary.head_size * tokens * device.kv_bits / 8
 
 
 def constant_rss(summary: ModelSummary, settings: Settings, device: Device) -> float:
@@ -98,11 +125,12 @@ def constant_rss(summary: ModelSummary, settings: Settings, device: Device) -> f
     return (
         device.process_bytes
         + device.fixed_buffer_bytes
-        + kv_bytes(summary, settings, device.kv_bits)
+        + kv_bytes(summary, settings, device)
         + ubatch * summary.hidden_size * device.bytes_per_ubatch_hidden
         + ubatch * summary.ffn_size * device.bytes_per_ubatch_ffn
         + summary.vocab_size * device.bytes_per_vocab_entry
         + ubatch * summary.vocab_size * device.bytes_per_ubatch_vocab
+        + ubatch * summary.heads * settings.context_tokens * device.bytes_per_ubatch_head_context
     )
 
 
@@ -127,7 +155,9 @@ def predict(
         prompt_tokens: length of the prompt that time to first token is for.
     """
     total = overhead_bytes + sum(tensor_bytes.values())
-    read = sum(tensor_bytes[t.name] for t in summary.tensors if is_read(summary, t.role))
+    read = sum(
+        device.read_bytes(grids[t.name], tensor_bytes[t.name]) for t in summary.tensors if is_read(summary, t.role)
+    )
     kernels = sum(
         t.weights * device.seconds_per_weight[grids[t.name]] for t in summary.tensors if is_read(summary, t.role)
     )
@@ -135,26 +165,34 @@ def predict(
         t.weights * device.prefill_seconds_per_weight[grids[t.name]] for t in summary.tensors if in_prompt(t.role)
     )
     resident = overhead_bytes + sum(
-        tensor_bytes[t.name] * copies(summary, t, grids[t.name], device) for t in summary.tensors
+        device.resident_bytes(grids[t.name], tensor_bytes[t.name]) * copies(summary, t, grids[t.name], device)
+        for t in summary.tensors
     )
-    bandwidth_s = read / device.bandwidth_bytes_per_s
-    kernel_s = kernels / device.threads
     dispatch_s = summary.layers * device.dispatch_s
-    token_s = max(bandwidth_s, kernel_s) + dispatch_s
-    prefill_s = prompt / device.threads + dispatch_s / max(1, min(settings.ubatch_tokens, prompt_tokens))
+    together = prompt_tokens if summary.task == "encoder" else min(settings.ubatch_tokens, prompt_tokens)
+    prefill_s = prompt / device.threads + dispatch_s / max(1, together)
+    if summary.task == "encoder":
+        # Nothing is decoded: its tokens are those that it reads, and a text takes as long as its tokens do.
+        parts = {"kernels": prompt / device.threads, "dispatch": dispatch_s / max(1, prompt_tokens)}
+        token_s, first_s = sum(parts.values()), prompt_tokens * prefill_s
+    else:
+        parts = {
+            "bandwidth": read / device.bandwidth_bytes_per_s,
+            "kernels": kernels / device.threads,
+            "dispatch": dispatch_s,
+        }
+        token_s = max(parts["bandwidth"], parts["kernels"]) + dispatch_s
+        first_s = prompt_tokens * prefill_s + token_s
     weights = sum(t.weights for t in summary.tensors)
-    bound = (
-        "dispatch" if dispatch_s > max(bandwidth_s, kernel_s) else "bandwidth" if bandwidth_s >= kernel_s else "kernels"
-    )
     return Prediction(
         bytes=total,
         kl=kl,
         rss_bytes=int(constant_rss(summary, settings, device) + device.resident_fraction * resident),
         decode_tokens_per_s=1 / token_s,
         prefill_tokens_per_s=1 / prefill_s,
-        ttft_ms=1000 * (prompt_tokens * prefill_s + token_s),
+        ttft_ms=1000 * first_s,
         bits_per_weight=8 * sum(tensor_bytes.values()) / weights,
-        decode_bound=bound,
+        decode_bound=max(parts, key=lambda part: parts[part]),
     )
 
 

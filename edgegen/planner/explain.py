@@ -7,7 +7,7 @@ import msgspec
 from edgegen.common.units import format_bytes
 from edgegen.planner.problem import Problem, VocabularyCase
 from edgegen.planner.solve import Solution, expected_kl, prediction_of, solve
-from edgegen.records.model import TensorInfo
+from edgegen.records.model import Task, TensorInfo
 from edgegen.records.plan import Infeasible, Option, Prediction, TensorChoice
 
 _BUDGETS = ("max_rss", "min_tok_s", "max_ttft", "max_bytes", "max_kl")
@@ -50,8 +50,15 @@ def value_of(prediction: Prediction, budget: str, vocabulary_kl: float) -> float
     }[budget]
 
 
-def shown(budget: str, value: float) -> str:
+def flag(budget: str, task: Task) -> str:
+    """The option that sets a budget. What limits quality of an encoder is its cosine similarity."""
+    return "--min-cosine" if budget == "max_kl" and task == "encoder" else FLAGS[budget]
+
+
+def shown(budget: str, value: float, task: Task = "causal") -> str:
     """A budget's value with its unit."""
+    if budget == "max_kl" and task == "encoder":
+        return f"{1 - value:.5g}"
     if budget in ("max_bytes", "max_rss"):
         return format_bytes(value)
     if budget == "min_tok_s":
@@ -74,18 +81,23 @@ def explain_infeasible(problem: Problem) -> Infeasible:
         best = value_of(_predicted(problem, solution), budget, solution.case.choice.kl)
         limit = limit_of(problem, budget) or 0.0
         kept = "the other budgets kept" if len(asked) > 1 else "no other budget"
-        sentences.append(f"{FLAGS[budget]} is {shown(budget, limit)}; with {kept} the best is {shown(budget, best)}")
+        sentences.append(
+            f"{flag(budget, problem.task)} is {shown(budget, limit, problem.task)}; "
+            f"with {kept} the best is {shown(budget, best, problem.task)}"
+        )
     budget, solution = found[0]
     nearest = _predicted(problem, solution)
     best = value_of(nearest, budget, solution.case.choice.kl)
     limit = limit_of(problem, budget) or 0.0
-    shortfall = shown(budget, abs(best - limit))
+    is_cosine = budget == "max_kl" and problem.task == "encoder"
+    shortfall = f"{abs(best - limit):.3g} of cosine similarity" if is_cosine else shown(budget, abs(best - limit))
     return Infeasible(
-        binding=budget,
-        limit=limit,
-        best=best,
+        binding="min_cosine" if is_cosine else budget,
+        limit=1 - limit if is_cosine else limit,
+        best=1 - best if is_cosine else best,
         message=f"no plan fits: short by {shortfall}. " + ". Or: ".join(sentences),
         nearest=_in_all(nearest, solution),
+        task=problem.task,
     )
 
 
@@ -99,7 +111,10 @@ def _several(problem: Problem, asked: list[str]) -> Infeasible:
         limit, value = limit_of(problem, budget) or 0.0, value_of(nearest, budget, solution.case.choice.kl)
         if value < limit if budget == "min_tok_s" else value > limit:
             missed.append((budget, limit, value))
-    words = "; ".join(f"{FLAGS[b]} {shown(b, limit)} against {shown(b, value)}" for b, limit, value in missed)
+    words = "; ".join(
+        f"{flag(b, problem.task)} {shown(b, limit, problem.task)} against {shown(b, value, problem.task)}"
+        for b, limit, value in missed
+    )
     first = missed[0] if missed else (asked[0], limit_of(problem, asked[0]) or 0.0, 0.0)
     return Infeasible(
         binding="+".join(budget for budget, _, _ in missed) or asked[0],
@@ -107,6 +122,7 @@ def _several(problem: Problem, asked: list[str]) -> Infeasible:
         best=first[2],
         message=f"no plan fits, even the smallest file misses: {words}",
         nearest=_in_all(nearest, solution),
+        task=problem.task,
     )
 
 
@@ -135,7 +151,7 @@ def binding_budget(problem: Problem, prediction: Prediction, vocabulary_kl: floa
         if budget == "max_kl":
             used = min(1.0, used / margin + 0.08)
         if used >= tightest[1]:
-            tightest = (budget, used)
+            tightest = ("min_cosine" if budget == "max_kl" and problem.task == "encoder" else budget, used)
     return tightest[0]
 
 
@@ -168,11 +184,14 @@ def _choice(case: VocabularyCase, tensor: TensorInfo, index: int) -> TensorChoic
         kl=option.kl,
         smaller=smaller,
         larger=larger,
-        why=_why(tensor, option, smaller, larger, len(options)),
+        why=_why(tensor, option, smaller, larger, len(options), case.summary.task),
     )
 
 
-def _why(tensor: TensorInfo, option: Option, smaller: Option | None, larger: Option | None, number: int) -> str:
+def _why(
+    tensor: TensorInfo, option: Option, smaller: Option | None, larger: Option | None, number: int, task: Task
+) -> str:
+    unit = "of cosine similarity" if task == "encoder" else "nats"
     if number == 1:
         reason = (
             "vectors stay in full precision"
@@ -183,12 +202,12 @@ def _why(tensor: TensorInfo, option: Option, smaller: Option | None, larger: Opt
     parts = []
     if smaller:
         saved, cost = format_bytes(option.bytes - smaller.bytes), smaller.kl - option.kl
-        parts.append(f"{smaller.grid} would save {saved} and cost {cost:.2g} nats")
+        parts.append(f"{smaller.grid} would save {saved} and cost {cost:.2g} {unit}")
     else:
         parts.append("nothing smaller was offered")
     if larger:
         price, gain = format_bytes(larger.bytes - option.bytes), option.kl - larger.kl
-        parts.append(f"{larger.grid} would win {gain:.2g} nats for {price}")
+        parts.append(f"{larger.grid} would win {gain:.2g} {unit} for {price}")
     else:
         parts.append("nothing larger is better")
     return "; ".join(parts)

@@ -7,7 +7,7 @@ import numpy as np
 
 from edgegen.planner.allocate import Budget
 from edgegen.planner.cost import Device, constant_rss, copies, in_prompt, is_read
-from edgegen.records.model import ModelSummary, TensorInfo
+from edgegen.records.model import ModelSummary, Task, TensorInfo
 from edgegen.records.plan import Option, Settings, VocabularyChoice
 from edgegen.records.profile import Budgets, Workload
 
@@ -42,6 +42,11 @@ class Problem(msgspec.Struct, frozen=True):
     kl_floor: float = 0.0
     """KL that the runtime's own rounding of activations costs, whatever the weights."""
 
+    @property
+    def task(self) -> Task:
+        """Whether `kl` is KL divergence in nats per token, or an encoder's 1 - cosine similarity."""
+        return self.cases[0].summary.task
+
 
 def tensors_of(case: VocabularyCase) -> list[TensorInfo]:
     """In the order that solutions use."""
@@ -58,14 +63,16 @@ def column(case: VocabularyCase, what: str, device: Device) -> tuple[Floats, ...
         elif what == "bytes":
             values = [float(option.bytes) for option in options]
         elif what == "resident_bytes":
-            values = [float(o.bytes * copies(case.summary, tensor, o.grid, device)) for o in options]
+            values = [
+                device.resident_bytes(o.grid, o.bytes) * copies(case.summary, tensor, o.grid, device) for o in options
+            ]
         elif what == "prompt_s":
             each = [device.prefill_seconds_per_weight[o.grid] for o in options]
             values = [tensor.weights * seconds * in_prompt(tensor.role) for seconds in each]
         elif not is_read(case.summary, tensor.role):
             values = [0.0] * len(options)
         elif what == "read_bytes":
-            values = [float(option.bytes) for option in options]
+            values = [device.read_bytes(option.grid, option.bytes) for option in options]
         else:
             values = [tensor.weights * device.seconds_per_weight[option.grid] for option in options]
         result.append(np.array(values))
@@ -105,7 +112,8 @@ def allowed_token_s(problem: Problem, case: VocabularyCase, without: frozenset[s
     """Seconds that reading or computing may take for one token, dispatch left out; None without a speed budget."""
     if problem.budgets.min_tokens_per_s is None or "min_tok_s" in without:
         return None
-    return 1 / problem.budgets.min_tokens_per_s - case.summary.layers * problem.device.dispatch_s
+    together = problem.workload.prompt_tokens if case.summary.task == "encoder" else 1
+    return 1 / problem.budgets.min_tokens_per_s - case.summary.layers * problem.device.dispatch_s / together
 
 
 def first_token_s(problem: Problem, case: VocabularyCase) -> list[tuple[Floats, ...]]:
@@ -115,13 +123,20 @@ def first_token_s(problem: Problem, case: VocabularyCase) -> list[tuple[Floats, 
     """
     device, number = problem.device, problem.workload.prompt_tokens
     prompt = column(case, "prompt_s", device)
+    if case.summary.task == "encoder":
+        return [tuple(number * p / device.threads for p in prompt)]
     token = token_s(problem, case)
     return [tuple(number * p / device.threads + t for p, t in zip(prompt, bound, strict=True)) for bound in token]
 
 
 def token_s(problem: Problem, case: VocabularyCase) -> list[tuple[Floats, ...]]:
-    """Seconds that each option adds to a decoded token, by its kernels and by reading; the larger sum counts."""
+    """Seconds that each option adds to a decoded token, by its kernels and by reading; the larger sum counts.
+
+    An encoder's tokens are those of a text, read as a whole.
+    """
     device = problem.device
+    if case.summary.task == "encoder":
+        return [tuple(seconds / device.threads for seconds in column(case, "prompt_s", device))]
     kernels = tuple(seconds / device.threads for seconds in column(case, "kernel_s", device))
     reading = tuple(count / device.bandwidth_bytes_per_s for count in column(case, "read_bytes", device))
     return [kernels, reading]
@@ -129,6 +144,8 @@ def token_s(problem: Problem, case: VocabularyCase) -> list[tuple[Floats, ...]]:
 
 def _first_token_room(problem: Problem, case: VocabularyCase) -> float:
     """Seconds of the time to first token that dispatch leaves."""
+    if case.summary.task == "encoder":
+        return (problem.budgets.max_ttft_ms or 0.0) / 1000 - case.summary.layers * problem.device.dispatch_s
     prompt = problem.workload.prompt_tokens
     dispatch = case.summary.layers * problem.device.dispatch_s
     ubatch = max(1, min(problem.settings.ubatch_tokens, prompt))

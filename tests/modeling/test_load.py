@@ -94,7 +94,7 @@ def test_broken_configuration(copy: Path, content: str) -> None:
 
 def test_unknown_architecture(copy: Path) -> None:
     edit_config(copy, model_type="mystery")
-    with pytest.raises(UnsupportedError, match="'mystery' is no causal language model"):
+    with pytest.raises(UnsupportedError, match="'mystery' is no language model"):
         empty_model(find_model(str(copy)))
 
 

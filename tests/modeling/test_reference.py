@@ -24,7 +24,6 @@ from tests.modeling.opened import Opened, open_all, rows
 from tests.tiny_models import make_tiny
 
 HELDOUT = rows(12, seed=21)
-INT8 = {"q4_0": "int8_32"}
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +37,6 @@ def save(opened: Opened, out: Path, **more: Any) -> Reference:
         "artifact_tokenizer": opened.tokenizer,
         "kept": None,
         "grids": {t.name: "q4_0" if t.quantizable else "f32" for t in opened.summary.tensors},
-        "activation_of": INT8,
         "heldout": HELDOUT,
         "prompts": 3,
         "eos_ids": (0,),
@@ -73,7 +71,7 @@ def test_parity_is_the_rounded_model(llama: Opened, tmp_path: Path) -> None:
     record = save(llama, tmp_path / "reference")
     grids = {t.name: "q4_0" for t in llama.summary.tensors if t.quantizable}
     ids = [torch.tensor([window.ids]) for window in record.windows[: record.parity_windows]]
-    with rounded_model(llama.model, llama.source, grids, INT8), torch.no_grad():
+    with rounded_model(llama.model, llama.source, grids, {}), torch.no_grad():
         wanted = torch.cat([llama.model(one).logits[0] for one in ids]).numpy()
     assert np.abs(np.load(tmp_path / "reference" / "parity.npy") - wanted).max() < 1e-4
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 
+import msgspec
 import numpy as np
 
 from edgegen.planner.cost import Device
@@ -30,6 +31,7 @@ DEVICE = Device(
     bytes_per_vocab_entry=10.0,
     resident_fraction=1.0,
     kv_bits=16.0,
+    context_step_tokens=256,
 )
 SETTINGS = Settings(context_tokens=300, ubatch_tokens=16, threads=2, kv_type="f16")
 BITS = {"q2": 2, "q4": 4, "q8": 8, "f32": 32}
@@ -137,6 +139,15 @@ def random_problem(seed: int, prefer: str = "quality") -> Problem:
             just = 1 - 1e-7 if name == "min_tok_s" else 1 + 1e-7
             budgets[key] = value * rng.choice([1 - 1e-3, just, 1 + 1e-3, 1.3])
     return problem_of(*cases, prefer=prefer, **{k: v for k, v in budgets.items() if v > 0})
+
+
+def as_encoder(problem: Problem) -> Problem:
+    """The same problem of a model that reads texts as a whole and decodes nothing."""
+    cases = tuple(
+        msgspec.structs.replace(case, summary=msgspec.structs.replace(case.summary, task="encoder", tied=False))
+        for case in problem.cases
+    )
+    return msgspec.structs.replace(problem, cases=cases)
 
 
 def every_solution(problem: Problem) -> Iterator[Solution]:

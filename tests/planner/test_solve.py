@@ -13,6 +13,7 @@ from edgegen.planner.problem import Problem
 from edgegen.planner.solve import expected_kl, front, solve
 from edgegen.records.plan import Option
 from tests.planner.problems import (
+    as_encoder,
     case_of,
     every_solution,
     graded_case,
@@ -32,10 +33,11 @@ _VALUE = {
 }
 
 
+@pytest.mark.parametrize("task", ["causal", "encoder"])
 @pytest.mark.parametrize("wish", list(_VALUE))
-def test_wishes_equal_enumeration(wish: str) -> None:
+def test_wishes_equal_enumeration(wish: str, task: str) -> None:
     for seed in range(40):
-        problem = random_problem(seed)
+        problem = random_problem(seed) if task == "causal" else as_encoder(random_problem(seed))
         feasible = [s for s in every_solution(problem) if keeps(problem, s)]
         found = solve(problem, prefer=wish)
         assert (found is None) == (not feasible), seed
