@@ -1,48 +1,70 @@
 """What every registered runtime must do, on an artifact that the same target's exporter wrote."""
 
+import functools
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
 from edgegen.errors import ConfigError, DeviceError, UnsupportedError
-from edgegen.export import EXPORTERS
-from edgegen.records.artifact import Artifact
 from edgegen.records.plan import Settings
-from edgegen.runtime.base import Session
+from edgegen.runtime.base import Runtime, Session
 from edgegen.runtime.registry import RUNTIMES, runtime_for
-from tests.tiny_models import make_tiny, pack_uniform, sample_texts
+from tests.contracts.targets import MARKS, context_settings, export_tiny_llama
 
-TARGETS = sorted(set(RUNTIMES) & set(EXPORTERS))
-SETTINGS = Settings(context_tokens=96, ubatch_tokens=16, threads=1, kv_type="f16")
 IDS = [int(i) for i in np.random.default_rng(4).integers(3, 390, 50)]
-
-
-@pytest.fixture(scope="module", params=TARGETS)
-def target(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
+PAIRS = [
+    pytest.param((target, name), id=f"{target}-{name}", marks=MARKS.get(target, ()))
+    for target, runtimes in RUNTIMES.items()
+    for name in runtimes
+]
 
 
 @pytest.fixture(scope="module")
-def model(target: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("model")
-    hf = make_tiny("llama", folder / "hf", tied=True)
-    compressed = pack_uniform(hf, folder / "c", "f16")
-    artifact: Artifact = EXPORTERS[target](compressed, folder / "a", SETTINGS, prove_texts=sample_texts(5))
-    return folder / "a" / artifact.model
+def exported(tmp_path_factory: pytest.TempPathFactory) -> object:
+    """Target → its artifact, written when it is first asked for."""
+    return functools.cache(lambda target: export_tiny_llama(target, tmp_path_factory.mktemp(target)))
+
+
+@pytest.fixture(scope="module", params=PAIRS)
+def pair(request: pytest.FixtureRequest) -> tuple[str, str]:
+    return request.param  # type: ignore[no-any-return]
+
+
+@pytest.fixture(scope="module")
+def runtime(pair: tuple[str, str]) -> Runtime:
+    """The adapter; skipped where its library is not installed, as the registry says."""
+    try:
+        found = runtime_for(*pair)
+        found.version()
+    except (UnsupportedError, ModuleNotFoundError) as error:
+        pytest.skip(str(error))
+    return found
+
+
+@pytest.fixture(scope="module")
+def settings(pair: tuple[str, str]) -> Settings:
+    return context_settings(pair[0])
+
+
+@pytest.fixture(scope="module")
+def model(pair: tuple[str, str], runtime: Runtime, exported: object) -> Path:
+    return exported(pair[0])  # type: ignore[operator, no-any-return]
 
 
 @pytest.fixture
-def session(target: str, model: Path) -> Iterator[Session]:
-    opened = runtime_for(target).open(model, SETTINGS)
+def session(runtime: Runtime, model: Path, settings: Settings) -> Iterator[Session]:
+    opened = runtime.open(model, settings)
     yield opened
     opened.close()
 
 
-def test_version_and_name(target: str) -> None:
-    assert runtime_for(target).version()
-    assert runtime_for(target).name
+def test_version_and_name(pair: tuple[str, str], runtime: Runtime) -> None:
+    assert runtime.version()
+    assert runtime.name == pair[1]
 
 
 def test_sizes(session: Session) -> None:
@@ -64,8 +86,10 @@ def test_score_forgets_the_sequence_before(session: Session) -> None:
     np.testing.assert_array_equal(session.score(IDS), first)
 
 
-def test_score_does_not_depend_on_the_batch(target: str, model: Path, session: Session) -> None:
-    other = runtime_for(target).open(model, Settings(context_tokens=96, ubatch_tokens=96, threads=1, kv_type="f16"))
+def test_score_does_not_depend_on_the_batch(
+    runtime: Runtime, model: Path, settings: Settings, session: Session
+) -> None:
+    other = runtime.open(model, msgspec.structs.replace(settings, ubatch_tokens=96))
     np.testing.assert_allclose(other.score(IDS), session.score(IDS), atol=0.03)
     other.close()
 
@@ -86,8 +110,8 @@ def test_stop_ids_are_not_given(session: Session) -> None:
     assert list(session.generate(IDS, max_tokens=0)) == []
 
 
-def test_time_generation(session: Session) -> None:
-    timing = session.time_generation(IDS, decode_tokens=7)
+def test_measure(session: Session) -> None:
+    timing = session.measure(IDS, decode_tokens=7)
     assert (timing.prompt_tokens, timing.decoded_tokens) == (50, 7)
     assert timing.prefill_s > 0
     assert timing.decode_s > 0
@@ -98,7 +122,7 @@ def test_wrong_tokens_are_refused_at_once(session: Session, ids: list[int]) -> N
     for call in (
         lambda: session.score(ids),
         lambda: session.generate(ids, max_tokens=1),
-        lambda: session.time_generation(ids, decode_tokens=1),
+        lambda: session.measure(ids, decode_tokens=1),
     ):
         with pytest.raises(ConfigError):
             call()
@@ -107,30 +131,63 @@ def test_wrong_tokens_are_refused_at_once(session: Session, ids: list[int]) -> N
 
 def test_timing_must_fit_the_context(session: Session) -> None:
     with pytest.raises(ConfigError):
-        session.time_generation(IDS, decode_tokens=47)
+        session.measure(IDS, decode_tokens=47)
 
 
-def test_close_twice(target: str, model: Path) -> None:
-    opened = runtime_for(target).open(model, SETTINGS)
+def test_close_twice(runtime: Runtime, model: Path, settings: Settings) -> None:
+    opened = runtime.open(model, settings)
     opened.close()
     opened.close()
     with pytest.raises(ConfigError):
         opened.score(IDS)
 
 
-def test_damaged_file_says_why(target: str, model: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("harm", ["cut", "noise", "empty"])
+def test_damaged_file_says_why(harm: str, runtime: Runtime, model: Path, settings: Settings, tmp_path: Path) -> None:
     data = model.read_bytes()
-    for name, content in (("cut", data[: len(data) // 2]), ("noise", b"noise" * 1000), ("empty", b"")):
-        path = tmp_path / name
-        path.write_bytes(content)
-        with pytest.raises(DeviceError) as caught:
-            runtime_for(target).open(path, SETTINGS)
-        assert len(str(caught.value)) > len(str(path)) + 40
+    path = shutil.copytree(model.parent, tmp_path / "artifact") / model.name
+    path.write_bytes({"cut": data[: len(data) // 2], "noise": b"noise" * 1000, "empty": b""}[harm])
+    with pytest.raises(DeviceError) as caught:
+        runtime.open(path, settings)
+    assert len(str(caught.value)) > len(str(path)) + 40
 
 
-def test_missing_file(target: str, tmp_path: Path) -> None:
+def test_missing_file(runtime: Runtime, settings: Settings, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no such file"):
-        runtime_for(target).open(tmp_path / "nothing", SETTINGS)
+        runtime.open(tmp_path / "nothing", settings)
+
+
+def test_threads_are_those_that_were_asked_for(
+    runtime: Runtime, model: Path, settings: Settings, session: Session
+) -> None:
+    """One or two: the numbers stay the same."""
+    with runtime.open(model, msgspec.structs.replace(settings, threads=2)) as other:
+        np.testing.assert_allclose(other.score(IDS), session.score(IDS), atol=0.03)
+
+
+@pytest.mark.parametrize("change", [{"context_tokens": 0}, {"ubatch_tokens": 0}, {"threads": 0}, {"kv_type": "q4_0"}])
+def test_settings_are_checked(change: dict[str, object], runtime: Runtime, model: Path, settings: Settings) -> None:
+    with pytest.raises(ConfigError):
+        runtime.open(model, msgspec.structs.replace(settings, **change))
+
+
+def test_context_beyond_the_model(runtime: Runtime, model: Path, settings: Settings) -> None:
+    with pytest.raises(ConfigError):
+        runtime.open(model, msgspec.structs.replace(settings, context_tokens=100_000))
+
+
+def test_generation_ends_where_the_context_does(session: Session) -> None:
+    """The last token that fits is written, then it stops; a full context takes no more."""
+    assert len(list(session.generate(IDS, max_tokens=1000))) == 96 - len(IDS) + 1
+    session.start(IDS + IDS[:46])
+    with pytest.raises(ConfigError, match="full"):
+        session.step(5)
+
+
+def test_prompt_as_long_as_the_context(session: Session) -> None:
+    whole = (IDS * 2)[:96]
+    assert session.score(whole).shape == (96, 400)
+    assert len(list(session.generate(whole, max_tokens=5))) == 1
 
 
 def test_unknown_target() -> None:

@@ -121,7 +121,9 @@ def test_tied_table_under_the_heads_name(tmp_path: Path) -> None:
     hf = make_tiny("llama", tmp_path / "hf", tied=True)
     tiny_models.pack_uniform(hf, tmp_path / "c", only_head=True)
     settings = Settings(context_tokens=128, ubatch_tokens=48, threads=1, kv_type="f16")
-    artifact = tiny_models.exporter_for("gguf")(tmp_path / "c", tmp_path / "a", settings, prove_texts=["one two"])
+    artifact = tiny_models.exporter_for("gguf").export(
+        tmp_path / "c", tmp_path / "a", settings, prove_texts=["one two"]
+    )
     assert_same_model(hf, tmp_path / "a" / "model.gguf", artifact.vocab_size)
 
 

@@ -9,7 +9,22 @@ header      the file before its data; exact sizes before writing
 export      put together, streamed, renamed into place
 """
 
-from edgegen.export.gguf.export import export_gguf, gguf_overhead_bytes, predict_gguf_bytes
-from edgegen.export.gguf.tensors import tensor_bytes
+from edgegen.errors import UnsupportedError
+from edgegen.export.registry import Exporter
 
-__all__ = ["export_gguf", "gguf_overhead_bytes", "predict_gguf_bytes", "tensor_bytes"]
+
+def exporter() -> Exporter:
+    """GGUF's exporter.
+
+    Raises:
+        UnsupportedError: the gguf package is not installed.
+    """
+    try:
+        import gguf  # noqa: F401 - only whether it is there
+    except ImportError as error:
+        raise UnsupportedError(
+            "writing GGUF needs the gguf package", hint="Install it with: pip install 'edgegen[gguf]'"
+        ) from error
+    from edgegen.export.gguf.export import GgufExporter
+
+    return GgufExporter()

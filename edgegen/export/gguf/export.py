@@ -7,46 +7,32 @@ are packed.
 
 from __future__ import annotations
 
-import json
-import os
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from edgegen.common.codec import load_json, read_bytes, save_json
-from edgegen.common.files import (
-    digest_file,
-    disk_errors,
-    remove_tree,
-    replacing,
-    require_free_bytes,
-    sync_folder,
-)
+from edgegen import grids
+from edgegen.common.codec import load_json, save_json
+from edgegen.common.files import remove_tree, replacing, require_free_bytes
 from edgegen.errors import ConfigError
+from edgegen.export.folder import building, copy_companions, describe_files, map_weights, read_config
 from edgegen.export.gguf import header
 from edgegen.export.gguf.families import Config, Family, Translation, family_of, translate
 from edgegen.export.gguf.proof import Proof, prove
 from edgegen.export.gguf.rope import Value
 from edgegen.export.gguf.tensors import Placed, Stored, aligned, head_order, place, tensor_bytes
 from edgegen.export.gguf.tokenizer import TokenizerFiles, Vocabulary, build_vocabulary, read_tokenizer
-from edgegen.grids import ggml
-from edgegen.records.artifact import Artifact, ArtifactFile
+from edgegen.records.artifact import Artifact
 from edgegen.records.compressed import Compressed, PackedTensor
 from edgegen.records.plan import Settings
 
 MODEL_FILE = "model.gguf"
-
-_TRAVELS = re.compile(
-    r"tokenizer\.json|tokenizer_config\.json|special_tokens_map\.json|chat_template\.jinja|generation_config\.json"
-    r"|README\.md|LICEN[SC]E.*|NOTICE.*",
-    re.IGNORECASE,
-)
-"""Files of the compressed folder that travel with the model."""
 
 _FILE_TYPES = {
     **{"f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q8_0": 7, "q5_0": 8, "q5_1": 9, "q2_k": 10, "q3_k": 12},
@@ -71,12 +57,50 @@ class _Layout:
     proof: Proof | None
 
 
+class GgufExporter:
+    """GGUF's part of `export.registry.Exporter`."""
+
+    def context_tokens(self, config: Config) -> int:
+        """The longest context that llama.cpp's file expresses: fixed windows cap it."""
+        return translate(config).context_tokens
+
+    def tensor_bytes(self, grid: str, rows: int, columns: int) -> int:
+        """What a tensor's data takes in the file, padding included."""
+        return tensor_bytes(grid, rows, columns)
+
+    def overhead_bytes(
+        self,
+        config: Config,
+        tokenizer_folder: Path,
+        tensors: Sequence[PackedTensor],
+        settings: Settings,
+        *,
+        license_text: str = "",
+    ) -> int:
+        """Header, padding, computed and repeated tensors: exact."""
+        return gguf_overhead_bytes(config, tokenizer_folder, tensors, license_text=license_text)
+
+    def export(
+        self,
+        compressed_folder: Path,
+        out: Path,
+        settings: Settings,
+        *,
+        prove_texts: Sequence[str],
+        strict: Path | None = None,
+        progress: Progress | None = None,
+    ) -> Artifact:
+        """See `export_gguf`."""
+        return export_gguf(compressed_folder, out, settings, prove_texts=prove_texts, strict=strict, progress=progress)
+
+
 def export_gguf(
     compressed_folder: Path,
     out: Path,
     settings: Settings,
     *,
     prove_texts: Sequence[str],
+    strict: Path | None = None,
     progress: Progress | None = None,
 ) -> Artifact:
     """Write an artifact folder: model.gguf, tokenizer, templates, licence and artifact.json.
@@ -86,6 +110,8 @@ def export_gguf(
         out: the artifact's folder; an artifact that is already there is replaced.
         settings: how the runtime is to be started; recorded, and checked against the model's context.
         prove_texts: held-out texts on which both tokenizers must agree.
+        strict: gets a file of the same rounded weights in f32, which llama.cpp multiplies without rounding the
+            activations: what differs then from the torch model is a fault of the file, not of int8.
         progress: called after each tensor.
 
     Raises:
@@ -94,8 +120,8 @@ def export_gguf(
         DeviceError: no space on the disk.
     """
     compressed = load_json(compressed_folder / "compressed.json", Compressed)
-    config = _read_config(compressed_folder)
-    weights = _map_weights(compressed_folder, compressed)
+    config = read_config(compressed_folder)
+    weights = map_weights(compressed_folder, compressed)
     layout = _lay_out(config, compressed_folder, compressed.tensors, compressed.summary.license, prove_texts)
     assert layout.proof is not None, "the tokenizer is always proven before writing"
     if settings.context_tokens > layout.translation.context_tokens:
@@ -104,22 +130,21 @@ def export_gguf(
             f"{layout.translation.context_tokens} that this file stands for",
             hint="Plan with a smaller context.",
         )
-    _require_replaceable(out)
     size = header.header_bytes(layout.family.arch, layout.metadata, layout.placed)
     require_free_bytes(out.parent, size + sum(aligned(tensor.nbytes) for tensor in layout.placed))
-    building = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    with disk_errors(out):
-        remove_tree(building)
-        building.mkdir(parents=True)
-        try:
-            with replacing(building / MODEL_FILE) as temporary:
-                _write_model(temporary, layout, compressed.tensors, weights, progress)
-            _copy_companions(compressed_folder, building, compressed.files)
-            artifact = _describe(building, compressed, layout, settings)
-            save_json(building / "artifact.json", artifact)
-            _swap(building, out)
-        finally:
-            remove_tree(building)
+    with building(out) as folder:
+        with replacing(folder / MODEL_FILE) as temporary:
+            _write_model(temporary, layout, compressed.tensors, weights, progress)
+        copy_companions(compressed_folder, folder, compressed.files)
+        artifact = _describe(folder, compressed, layout, settings)
+        save_json(folder / "artifact.json", artifact)
+    if strict is not None:
+        widened = [msgspec.structs.replace(tensor, grid="f32") for tensor in compressed.tensors]
+        exact = replace(layout, placed=place(layout.family, config, layout.translation, widened))
+        require_free_bytes(strict.parent, sum(aligned(tensor.nbytes) for tensor in exact.placed))
+        remove_tree(strict)
+        with replacing(strict / MODEL_FILE) as temporary:
+            _write_model(temporary, exact, compressed.tensors, weights, None)
     return artifact
 
 
@@ -252,36 +277,6 @@ def _card(folder: Path) -> dict[str, str]:
     return {key: value.strip("'\"") for key, value in found}
 
 
-def _read_config(folder: Path) -> dict[str, object]:
-    path = folder / "config.json"
-    try:
-        config = json.loads(read_bytes(path))
-    except ValueError as error:
-        raise ConfigError(f"{path}: not valid JSON: {error}") from error
-    if not isinstance(config, dict):
-        raise ConfigError(f"{path}: not a JSON object")
-    return config
-
-
-def _map_weights(folder: Path, compressed: Compressed) -> NDArray[np.uint8]:
-    """weights.bin as bytes, mapped, after checking that it is what the record says."""
-    path = folder / "weights.bin"
-    if not path.is_file():
-        raise ConfigError(f"{path}: no such file", hint="Run the compression again.")
-    size = path.stat().st_size
-    for tensor in compressed.tensors:
-        expected = tensor.rows * ggml.row_bytes(tensor.grid, tensor.columns)
-        if tensor.bytes != expected:
-            raise ConfigError(
-                f"{tensor.name}: {tensor.bytes:,} bytes are recorded, {tensor.grid} takes {expected:,} here"
-            )
-        if tensor.offset < 0 or tensor.offset + tensor.bytes > size:
-            raise ConfigError(f"{path}: cut off, {tensor.name} is not wholly in it", hint="Run the compression again.")
-    if digest_file(path) != compressed.digest:
-        raise ConfigError(f"{path}: damaged, its digest is not the recorded one", hint="Run the compression again.")
-    return np.memmap(path, dtype=np.uint8, mode="r")
-
-
 def _write_model(
     path: Path,
     layout: _Layout,
@@ -313,25 +308,15 @@ def _data(tensor: Placed, sources: Mapping[str, PackedTensor], weights: NDArray[
         if tensor.heads:
             values = values[head_order(values.size, tensor.heads)]
         return (values + np.float32(tensor.shift)) * np.float32(tensor.scale)
+    if tensor.grid != source.grid:
+        raw = grids.pack(grids.unpack(raw.reshape(tensor.rows, -1), source.grid, tensor.columns), tensor.grid)
     if tensor.heads:
         return raw.reshape(tensor.rows, -1)[head_order(tensor.rows, tensor.heads)]
     return raw
 
 
-def _copy_companions(source: Path, target: Path, files: Sequence[str]) -> None:
-    """Copy the files that travel, each flushed; the tokenizer always does."""
-    for name in sorted({"tokenizer.json", *(name for name in files if _TRAVELS.fullmatch(name))}):
-        data = read_bytes(source / name)
-        with replacing(target / name) as temporary:
-            temporary.write_bytes(data)
-
-
 def _describe(folder: Path, compressed: Compressed, layout: _Layout, settings: Settings) -> Artifact:
     assert layout.proof is not None
-    files = tuple(
-        ArtifactFile(path=path.name, bytes=path.stat().st_size, digest=digest_file(path))
-        for path in sorted(folder.iterdir())
-    )
     table = next(tensor for tensor in layout.placed if tensor.name == "token_embd.weight")
     parameters = sum(t.rows * t.columns for t in layout.placed if t.source and not t.repeated)
     notes = (*compressed.notes, *layout.translation.notes, *layout.proof.notes)
@@ -341,7 +326,8 @@ def _describe(folder: Path, compressed: Compressed, layout: _Layout, settings: S
         schema=1,
         target="gguf",
         model=MODEL_FILE,
-        files=files,
+        model_files=(MODEL_FILE,),
+        files=describe_files(folder),
         family=compressed.summary.family,
         parameters=parameters,
         vocab_size=table.rows,
@@ -354,21 +340,3 @@ def _describe(folder: Path, compressed: Compressed, layout: _Layout, settings: S
         tokenizer_proof=layout.proof.words,
         notes=notes,
     )
-
-
-def _require_replaceable(out: Path) -> None:
-    """Only an empty folder or an earlier artifact may be replaced."""
-    if out.exists() and not (out / "artifact.json").is_file() and (not out.is_dir() or any(out.iterdir())):
-        raise ConfigError(f"{out}: exists and is no artifact", hint="Choose another folder with --out.")
-
-
-def _swap(building: Path, out: Path) -> None:
-    """Put the finished folder in its place; what was there goes last."""
-    old = out.with_name(f".{out.name}.{os.getpid()}.old")
-    sync_folder(building)
-    remove_tree(old)
-    if out.exists():
-        out.replace(old)
-    building.replace(out)
-    sync_folder(out.parent)
-    remove_tree(old)
