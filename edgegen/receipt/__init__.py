@@ -7,7 +7,15 @@ value it rounds, so a person or a test can hold it against `report.json` and `pl
 
 from __future__ import annotations
 
+from edgegen.receipt.comparison import comparison_lines, write_comparison
 from edgegen.receipt.html import render_receipt, write_receipt
 from edgegen.receipt.text import summary_lines, summary_table
 
-__all__ = ["render_receipt", "summary_lines", "summary_table", "write_receipt"]
+__all__ = [
+    "comparison_lines",
+    "render_receipt",
+    "summary_lines",
+    "summary_table",
+    "write_comparison",
+    "write_receipt",
+]

@@ -55,8 +55,9 @@ class GridMap:
 
 def grid_map(plan: Plan) -> GridMap:
     """Arrange a plan's tensors."""
+    distance = "1 - cosine" if plan.summary.task == "encoder" else "KL"
     cells = [
-        Cell(f"plan.tensors.{index}", choice, _shade(_bits(choice)), _tip(choice))
+        Cell(f"plan.tensors.{index}", choice, _shade(_bits(choice)), _tip(choice, distance))
         for index, choice in enumerate(plan.tensors)
     ]
     drawn = [cell for cell in cells if cell.choice.role != "vector"]
@@ -104,10 +105,10 @@ def _shade(bits: float) -> int:
     return round(58 + min(1.0, (bits - 8) / 8) * 8)
 
 
-def _tip(choice: TensorChoice) -> str:
+def _tip(choice: TensorChoice, distance: str) -> str:
     return (
         f"{choice.name} ({choice.rows} × {choice.columns}): {choice.grid}, {show(_bits(choice))} bits per "
-        f"weight, {show(choice.bytes, 'bytes')}, KL {show(choice.kl)}. {choice.why}"
+        f"weight, {show(choice.bytes, 'bytes')}, {distance} {show(choice.kl)}. {choice.why}"
     )
 
 

@@ -35,7 +35,7 @@ def render_receipt(report: Report, plan: Plan | None) -> str:
     fields = Fields(report, plan)
     budgets, others = view.check_rows(report)
     return (
-        _environment()
+        environment()
         .get_template("receipt.html.j2")
         .render(
             report=report,
@@ -46,7 +46,8 @@ def render_receipt(report: Report, plan: Plan | None) -> str:
             budgets=budgets,
             others=others,
             verdict_line=view.verdict_line(report),
-            metrics=view.METRICS,
+            metrics=view.VECTOR_METRICS if report.model_task == "encoder" else view.METRICS,
+            words=view.WORDS[report.model_task],
             notes=view.all_notes(report, plan),
             date=show_date(report.created),
             drawings=_drawings(report, plan),
@@ -74,7 +75,7 @@ def _drawings(report: Report, plan: Plan | None) -> list[Markup]:
 
 
 @lru_cache(maxsize=1)
-def _environment() -> Environment:
+def environment() -> Environment:
     """Autoescape for every template, whatever its suffix; a misspelt name is an error, not an empty place."""
     environment = Environment(
         loader=PackageLoader("edgegen.receipt", ""),

@@ -18,7 +18,7 @@ from markupsafe import escape
 
 from edgegen.receipt.shown import show
 from edgegen.records.plan import Plan
-from edgegen.records.report import Report
+from edgegen.records.report import Interval, Report
 
 _INK, _MUTED, _LINE, _ACCENT, _PAPER = "#010101", "#020202", "#030303", "#040404", "#050505"
 _VARIABLES = {_INK: "ink", _MUTED: "muted", _LINE: "line", _ACCENT: "accent", _PAPER: "paper"}
@@ -55,26 +55,46 @@ def front_svg(report: Report, plan: Plan, *, narrow: bool) -> str:
 
 def describe_front(report: Report, plan: Plan) -> str:
     """The drawing in words, for who cannot see it."""
+    word = _distance_of(plan)
     text = (
-        f"Plot of artifact size against KL divergence, both logarithmic: {len(plan.front)} plans that no "
-        f"other beats. The chosen plan has {show(plan.prediction.bytes, 'bytes')} and KL "
-        f"{show(plan.prediction.kl)}, predicted; at 16 bits it is {show(plan.baseline.bytes, 'bytes')}."
+        f"Plot of artifact size against {'KL divergence' if word == 'KL' else word}, both logarithmic: "
+        f"{len(plan.front)} plans that no other beats. The chosen plan has {show(plan.prediction.bytes, 'bytes')} and "
+        f"{word} {show(plan.prediction.kl)}, predicted; at 16 bits it is {show(plan.baseline.bytes, 'bytes')}."
     )
-    if report.quality is not None:
-        text += f" Measured: {show(report.artifact_bytes, 'bytes')}, KL {show(report.quality.kl.value)}."
+    measured = _measured(report)
+    if measured is not None:
+        text += f" Measured: {show(report.artifact_bytes, 'bytes')}, {word} {show(measured.value)}."
     if plan.budgets.max_bytes is not None:
         text += f" Size budget: {show(plan.budgets.max_bytes, 'bytes')}."
-    if plan.budgets.max_kl is not None:
-        text += f" KL budget: {show(plan.budgets.max_kl)}."
+    limit = _limit(plan)
+    if limit is not None:
+        text += f" {word} budget: {show(limit)}."
     return text
+
+
+def _distance_of(plan: Plan) -> str:
+    return "1 - cosine" if plan.summary.task == "encoder" else "KL"
+
+
+def _limit(plan: Plan) -> float | None:
+    """The budget on distance to the original."""
+    return plan.budgets.max_kl if plan.budgets.min_cosine is None else 1 - plan.budgets.min_cosine
+
+
+def _measured(report: Report) -> Interval | None:
+    """Distance to the original: KL, or 1 - cosine similarity."""
+    if report.vectors is not None:
+        cosine = report.vectors.cosine
+        return Interval(value=1 - cosine.value, low=1 - cosine.high, high=1 - cosine.low)
+    return report.quality.kl if report.quality is not None else None
 
 
 def _draw(axes: Any, report: Report, plan: Plan, *, narrow: bool) -> None:
     front = sorted((point.bytes, point.kl) for point in plan.front if math.isfinite(point.kl))
     chosen = (plan.prediction.bytes, plan.prediction.kl)
-    interval = report.quality.kl if report.quality is not None else None
+    interval, limit = _measured(report), _limit(plan)
     budgets = plan.budgets
-    kls = [kl for _, kl in front] + [chosen[1], plan.baseline.kl, budgets.max_kl or 0.0]
+    kls = [kl for _, kl in front] + [chosen[1], plan.baseline.kl, limit or 0.0]
     kls += [interval.value, interval.low] if interval is not None else []
     positive = [kl for kl in kls if math.isfinite(kl) and kl > 0] or [1e-3]
     # A logarithmic axis has no zero: what is 0 (or below, as an interval's end may be) stands on the floor.
@@ -92,9 +112,9 @@ def _draw(axes: Any, report: Report, plan: Plan, *, narrow: bool) -> None:
     if budgets.max_bytes is not None:
         axes.axvspan(min(budgets.max_bytes, right), right, color=_MUTED, alpha=0.09, linewidth=0)
         axes.axvline(budgets.max_bytes, color=_MUTED, linestyle="--", linewidth=1.1, label="size budget")
-    if budgets.max_kl is not None:
-        axes.axhspan(min(budgets.max_kl, ceiling), ceiling, color=_MUTED, alpha=0.09, linewidth=0)
-        axes.axhline(budgets.max_kl, color=_MUTED, linestyle=":", linewidth=1.4, label="KL budget")
+    if limit is not None:
+        axes.axhspan(min(limit, ceiling), ceiling, color=_MUTED, alpha=0.09, linewidth=0)
+        axes.axhline(limit, color=_MUTED, linestyle=":", linewidth=1.4, label=f"{_distance_of(plan)} budget")
     axes.plot(
         [size for size, _ in front],
         [lifted(kl) for _, kl in front],
@@ -116,10 +136,10 @@ def _draw(axes: Any, report: Report, plan: Plan, *, narrow: bool) -> None:
             color=_INK, marker="o", markersize=5.5, markerfacecolor=_PAPER, markeredgewidth=1.5,
             linestyle="none", capsize=3, label="measured", zorder=7,
         )  # fmt: skip
-    _decorate(axes, narrow=narrow)
+    _decorate(axes, _distance_of(plan), narrow=narrow)
 
 
-def _decorate(axes: Any, *, narrow: bool) -> None:
+def _decorate(axes: Any, distance: str, *, narrow: bool) -> None:
     from matplotlib.ticker import FuncFormatter, NullLocator
 
     ends = ((axes.xaxis, axes.get_xlim(), 5 if narrow else 9), (axes.yaxis, axes.get_ylim(), 6))
@@ -130,7 +150,7 @@ def _decorate(axes: Any, *, narrow: bool) -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda size, _: re.sub(r"\.0+ ", " ", show(size, "bytes"))))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda kl, _: f"{kl:g}"))
     axes.set_xlabel("artifact size", color=_MUTED)
-    axes.set_ylabel("KL, nats per token", color=_MUTED)
+    axes.set_ylabel("KL, nats per token" if distance == "KL" else distance, color=_MUTED)
     axes.grid(color=_LINE, linewidth=0.7)
     axes.set_axisbelow(True)
     axes.tick_params(colors=_MUTED, length=0, pad=5)

@@ -15,7 +15,7 @@ from typing import Literal
 
 from edgegen.common.units import format_bytes, format_seconds
 
-Kind = Literal["bytes", "count", "fraction", "ms", "number", "seconds"]
+Kind = Literal["bytes", "cosine", "count", "fraction", "ms", "number", "seconds"]
 
 NOT_MEASURED = "not measured"
 
@@ -23,6 +23,8 @@ _UNIT_KINDS: dict[str, Kind] = {
     "b": "bytes",
     "byte": "bytes",
     "bytes": "bytes",
+    "correlation": "cosine",
+    "cosine": "cosine",
     "fraction": "fraction",
     "ms": "ms",
     "s": "seconds",
@@ -78,6 +80,14 @@ def percent(fraction: float) -> str:
     return f"{100 * fraction:.{digits}f} %"
 
 
+def similarity(value: float) -> str:
+    """Four decimals; more where rounding would turn almost 1 into 1."""
+    digits = 4
+    while value != 1 and digits < 8 and round(value, digits) == 1:
+        digits += 1
+    return f"{value:.{digits}f}"
+
+
 def visible(text: str) -> str:
     r"""The text with every character that acts instead of showing spelled out as `\x1b` or `\u202e`.
 
@@ -103,6 +113,8 @@ def _rounded(value: float, kind: Kind) -> str:
         return format_bytes(value)
     if kind == "count":
         return f"{value:,.0f}"
+    if kind == "cosine":
+        return similarity(value)
     if kind == "fraction":
         return percent(value)
     if kind == "ms":

@@ -9,6 +9,7 @@ import math
 from dataclasses import dataclass
 
 from edgegen.receipt.shown import Kind, kind_of
+from edgegen.records.model import Task
 from edgegen.records.plan import Plan
 from edgegen.records.report import Check, Report
 
@@ -18,16 +19,24 @@ CHECK_TITLES = {
     "min_tok_s": "Decode speed",
     "max_ttft": "Time to first token",
     "max_kl": "KL to the original",
+    "min_cosine": "Cosine similarity",
     "loads": "Opens in the runtime",
     "tokenizer": "Tokenizer agrees",
-    "parity_kl": "Runtime parity, KL",
-    "parity_top1": "Runtime parity, top-1",
+    "strict_kl": "File parity, KL",
+    "parity_kl": "Shipped parity, KL",
+    "parity_top1": "Shipped parity, top-1",
+    "strict_distance": "File parity, vectors",
+    "parity_distance": "Shipped parity, vectors",
+    "rank_correlation": "Rank correlation",
     "sane_text": "Writes sane text",
     "intact": "Files are intact",
 }
-_BUDGETS = ("max_bytes", "max_rss", "min_tok_s", "max_ttft", "max_kl")
-_AT_LEAST = ("min_tok_s", "parity_top1", "tokenizer")
-_SAME_EVERYWHERE = ("max_bytes", "max_kl")
+_RUNS_ON = "runs_on_"
+"""A check's name goes on with a processor core."""
+_ENCODER_TITLES = {"min_tok_s": "Reading speed", "max_ttft": "Time for one text"}
+_BUDGETS = ("max_bytes", "max_rss", "min_tok_s", "max_ttft", "max_kl", "min_cosine")
+_AT_LEAST = ("min_tok_s", "parity_top1", "tokenizer", "min_cosine", "rank_correlation")
+_SAME_EVERYWHERE = ("max_bytes", "max_kl", "min_cosine")
 """Budgets whose measurement does not depend on the machine that makes it."""
 
 
@@ -130,6 +139,46 @@ METRICS = (
 )
 
 
+VECTOR_METRICS = (
+    Metric(
+        "Cosine similarity, mean",
+        "",
+        "vectors.cosine",
+        "cosine",
+        "How far a text's vector points where the original's does. 1 is the same direction.",
+        has_interval=True,
+    ),
+    Metric("Cosine, 1st percentile", "", "vectors.cosine_p01", "cosine", "One text in 100 is further off."),
+    Metric("Cosine, least", "", "vectors.cosine_min", "cosine", "The text that is furthest off."),
+    Metric(
+        "Rank correlation",
+        "Spearman's, over pairs",
+        "vectors.rank_correlation",
+        "cosine",
+        "Whether the same pairs of texts are close as with the original. 1 is the same order.",
+        has_interval=True,
+    ),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Words:
+    """What the page calls things that differ between a model that continues text and an encoder."""
+
+    distance: str
+    per: str
+    """After a distance: its unit, or nothing."""
+    speed: str
+    reading: str
+    first: str
+
+
+WORDS: dict[Task, Words] = {
+    "causal": Words("KL", " nats per token", "tokens per second", "Prefill", "Time to first token"),
+    "encoder": Words("1 - cosine", "", "tokens read per second", "Reading", "One text of the workload's length"),
+}
+
+
 def check_rows(report: Report) -> tuple[list[CheckRow], list[CheckRow]]:
     """The budgets' rows and the other checks' rows, each in the report's order."""
     rows = [_row(index, check, report) for index, check in enumerate(report.checks)]
@@ -140,7 +189,7 @@ def check_rows(report: Report) -> tuple[list[CheckRow], list[CheckRow]]:
 def verdict_line(report: Report) -> str:
     """One sentence after PASS or FAIL: how many checks, which failed, how many rest on a prediction."""
     checks = report.checks
-    failed = [check_title(check.name) for check in checks if not check.passed]
+    failed = [check_title(check.name, report.model_task) for check in checks if not check.passed]
     if failed:
         line = f"{len(failed)} of {_count(len(checks), 'check')} failed: {', '.join(failed)}."
     elif not checks:
@@ -153,8 +202,12 @@ def verdict_line(report: Report) -> str:
     return line
 
 
-def check_title(name: str) -> str:
+def check_title(name: str, task: Task = "causal") -> str:
     """A check's name in words; an unknown one as it is."""
+    if name.startswith(_RUNS_ON):
+        return f"Runs on {name.removeprefix(_RUNS_ON)}"
+    if task == "encoder":
+        return _ENCODER_TITLES.get(name) or CHECK_TITLES.get(name, name)
     return CHECK_TITLES.get(name, name)
 
 
@@ -173,7 +226,7 @@ def _row(index: int, check: Check, report: Report) -> CheckRow:
     return CheckRow(
         path=f"checks.{index}",
         check=check,
-        title=check_title(check.name),
+        title=check_title(check.name, report.model_task),
         bound=bound(check.name),
         kind=kind,
         suffix=suffix,

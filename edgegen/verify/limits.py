@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from edgegen.records.plan import Plan
-from edgegen.records.report import Check, Memory, Parity, Quality, Speed
+from edgegen.records.report import Check, Memory, Parity, Quality, Speed, VectorParity, VectorQuality
 from edgegen.records.target import Target
 
 
@@ -33,6 +33,60 @@ def parity_checks(parity: Parity | None, target: Target) -> list[Check]:
     ]
 
 
+def strict_check(strict: Parity | None, target: Target) -> Check:
+    """Without rounding of activations, nothing but the order of additions may differ."""
+    kl = strict.kl if strict else None
+    return Check(
+        name="strict_kl",
+        limit=target.strict_max_kl,
+        measured=kl,
+        predicted=None,
+        unit="nats/token",
+        passed=kl is not None and kl <= target.strict_max_kl,
+        detail="in strict-accuracy mode, against the torch model with the same rounded weights",
+    )
+
+
+MIN_RANK_CORRELATION = 0.95
+"""Spearman's correlation of an encoder's similarities with the original's; below, search results differ visibly."""
+_SAME_WEIGHTS = "against the torch model with the same rounded weights"
+
+
+def vector_checks(
+    parity: VectorParity | None, quality: VectorQuality | None, target: Target, *, is_strict: bool = False
+) -> list[Check]:
+    """The same for encoders; in strict mode only the file is judged."""
+    if is_strict:
+        limit, detail = target.strict_max_distance, f"in strict-accuracy mode, {_SAME_WEIGHTS}"
+        return [_distance("strict_distance", limit, parity, detail)]
+    ranked = quality.rank_correlation.value if quality else None
+    return [
+        _distance("parity_distance", target.parity_max_distance, parity, _SAME_WEIGHTS),
+        Check(
+            name="rank_correlation",
+            limit=MIN_RANK_CORRELATION,
+            measured=ranked,
+            predicted=None,
+            unit="correlation",
+            passed=ranked is not None and ranked >= MIN_RANK_CORRELATION,
+            detail="of the similarities of all pairs of texts with the original's",
+        ),
+    ]
+
+
+def _distance(name: str, limit: float, parity: VectorParity | None, detail: str) -> Check:
+    found = parity.distance if parity else None
+    return Check(
+        name=name,
+        limit=limit,
+        measured=found,
+        predicted=None,
+        unit="1 - cosine",
+        passed=found is not None and found <= limit,
+        detail=detail,
+    )
+
+
 def budget_checks(
     plan: Plan,
     *,
@@ -41,6 +95,7 @@ def budget_checks(
     speed: Speed | None,
     memory: Memory | None,
     is_device: bool,
+    vectors: VectorQuality | None = None,
 ) -> list[Check]:
     """One check a budget that the plan has."""
     budgets, expected = plan.budgets, plan.prediction
@@ -54,6 +109,18 @@ def budget_checks(
         kl = quality.kl.value + quality.lost_mass_nats if quality else None
         predicted = expected.kl + plan.vocabulary.kl
         checks.append(_at_most("max_kl", budgets.max_kl, kl, predicted, "nats/token"))
+    if budgets.min_cosine is not None:
+        cosine = vectors.cosine.value if vectors else None
+        checks.append(
+            Check(
+                name="min_cosine",
+                limit=budgets.min_cosine,
+                measured=cosine,
+                predicted=1 - expected.kl,
+                unit="cosine",
+                passed=cosine is not None and cosine >= budgets.min_cosine,
+            )
+        )
     if budgets.min_tokens_per_s is not None:
         rate = speed.decode_tokens_per_s if speed else None
         checks.append(

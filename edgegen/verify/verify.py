@@ -4,26 +4,24 @@ from __future__ import annotations
 
 import datetime
 import platform
-import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 
+import msgspec
 import psutil
 
-from edgegen.common.codec import load_json, save_json
+from edgegen.common.codec import load_json
 from edgegen.common.files import digest_file
 from edgegen.common.host import cpu_name
-from edgegen.errors import ConfigError
 from edgegen.records.artifact import Artifact
 from edgegen.records.plan import Plan
 from edgegen.records.reference import Reference
-from edgegen.records.report import Check, Machine, Quality, Report, Sample, TaskScore
+from edgegen.records.report import Check, Machine, Quality, Report, Sample, TaskScore, VectorQuality
 from edgegen.records.target import Target
-from edgegen.verify.limits import budget_checks, parity_checks
+from edgegen.verify.limits import budget_checks, parity_checks, strict_check, vector_checks
+from edgegen.verify.process import run_worker
 from edgegen.verify.task import looks_sane, score_answers
 from edgegen.verify.worker import Request, Result
 
@@ -31,7 +29,11 @@ _REPEATS = 5
 _ANSWER_TOKENS = 96
 _SAMPLES = 6
 _FEW_WINDOWS = 12
-_LIBRARIES = ("edgegen", "llama-cpp-python", "gguf", "numpy", "tokenizers", "torch", "transformers")
+_FEW_TEXTS = 50
+_LIBRARIES = (
+    *("edgegen", "llama-cpp-python", "gguf", "onnxruntime", "onnxruntime-genai", "ai-edge-litert", "litert-torch"),
+    *("numpy", "tokenizers", "torch", "transformers"),
+)
 
 
 def verify_artifact(
@@ -41,6 +43,8 @@ def verify_artifact(
     target: Target,
     *,
     is_device: bool,
+    strict_folder: Path | None = None,
+    runtime: str = "",
     command: str = "",
     progress: Callable[[int, int], None] | None = None,
 ) -> Report:
@@ -51,6 +55,8 @@ def verify_artifact(
         reference_folder: what the original said.
         plan: budgets and predictions.
         is_device: whether this machine is the plan's device, so that its speed counts.
+        strict_folder: the same model for the runtime's strict-accuracy mode, where it is at hand.
+        runtime: one that runs the target; empty: the first that is installed.
         command: what the user typed, for the receipt.
         progress: called with (steps done, steps in all).
 
@@ -65,22 +71,25 @@ def verify_artifact(
     reference = load_json(reference_folder / "reference.json", Reference)
     checks = [_intact(artifact_folder, artifact)]
     results: dict[str, Result] = {}
-    for number, what in enumerate(("speed", "quality")):
-        results[what] = (
-            _run_worker(artifact_folder, reference_folder, plan, what)
-            if checks[0].passed
-            else Result(error="files were altered")
-        )
+    has_strict = strict_folder is not None and (strict_folder / artifact.model).exists()
+    asked = ("speed", "quality", "parity") if has_strict else ("speed", "quality")
+    for number, what in enumerate(asked):
+        request = request_for(artifact_folder, reference_folder, plan, what, runtime=runtime)
+        if what == "parity":
+            request = msgspec.structs.replace(request, strict=str(strict_folder))
+        results[what] = run_worker(request, target) if checks[0].passed else Result(error="files were altered")
         if progress:
-            progress(number + 1, 2)
+            progress(number + 1, len(asked))
     errors = [result.error for result in results.values() if result.error]
-    checks.append(_check("loads", not errors, errors[0] if errors else f"llama.cpp {results['speed'].version}"))
+    ran = f"{results['speed'].runtime} {results['speed'].version}"
+    checks.append(_check("loads", not errors, errors[0] if errors else ran))
     checks.append(_check("tokenizer", bool(artifact.tokenizer_proof), artifact.tokenizer_proof))
     speed, memory = results["speed"].speed, results["speed"].memory
     parity, quality = results["quality"].parity, results["quality"].quality
     samples: tuple[Sample, ...] = ()
     task: TaskScore | None = None
-    if not results["quality"].error:
+    is_encoder = artifact.task == "encoder"
+    if not results["quality"].error and not is_encoder:
         texts = _decoded(artifact_folder, results["quality"].answers)
         originals = [prompt.answer.split() for prompt in reference.prompts]
         sane, seen = looks_sane(
@@ -94,11 +103,19 @@ def verify_artifact(
         scored = [(p, t) for p, t in zip(reference.prompts, texts, strict=True) if p.expected]
         if scored:
             task = score_answers([p.expected for p, _ in scored], [p.answer for p, _ in scored], [t for _, t in scored])
-    checks += parity_checks(parity, target)
+    exact = results.get("parity", Result())
+    vectors, vector_parity = results["quality"].vectors, results["quality"].vector_parity
+    if is_encoder:
+        checks += vector_checks(vector_parity, vectors, target)
+        checks += vector_checks(exact.vector_parity, None, target, is_strict=True) if has_strict else []
+    else:
+        checks += parity_checks(parity, target)
+        checks += [strict_check(exact.parity, target)] if has_strict else []
     checks += budget_checks(
         plan,
-        artifact_bytes=_model_bytes(artifact),
+        artifact_bytes=artifact.model_bytes,
         quality=quality,
+        vectors=vectors,
         speed=speed,
         memory=memory,
         is_device=is_device,
@@ -108,31 +125,43 @@ def verify_artifact(
         passed=all(check.passed for check in checks),
         model=plan.model.source,
         target=plan.target,
+        runtime=results["speed"].runtime,
         profile=plan.profile.name,
         command=command,
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         seconds=time.monotonic() - started,
         checks=tuple(checks),
         parity=parity,
+        strict=exact.parity,
         quality=quality,
+        model_task=artifact.task,
+        vectors=vectors,
+        vector_parity=vector_parity,
+        vector_strict=exact.vector_parity,
         speed=speed,
         memory=memory,
         task=task,
         samples=samples,
-        machine=_machine(is_device=is_device),
+        machine=describe_machine(is_device=is_device),
         versions=_versions(results["speed"].version),
         digests={
             "model": plan.model.digest,
             "data": plan.data.digest,
             "artifact": next(f.digest for f in artifact.files if f.path == artifact.model),
         },
-        artifact_bytes=_model_bytes(artifact),
-        notes=(*plan.notes, *artifact.notes, *_notes(plan, quality, is_device)),
+        artifact_bytes=artifact.model_bytes,
+        notes=(*plan.notes, *artifact.notes, *_notes(plan, target, quality, vectors, is_device)),
     )
 
 
-def _notes(plan: Plan, quality: Quality | None, is_device: bool) -> list[str]:
+def _notes(
+    plan: Plan, target: Target, quality: Quality | None, vectors: VectorQuality | None, is_device: bool
+) -> list[str]:
     notes = []
+    if vectors and vectors.texts < _FEW_TEXTS:
+        notes.append(
+            f"Only {vectors.texts} held-out texts were there to judge on: the intervals are rough. Give more data."
+        )
     if quality and quality.windows < _FEW_WINDOWS:
         notes.append(
             f"Only {quality.windows} held-out windows were there to judge on: the intervals are rough. Give more data."
@@ -146,6 +175,9 @@ def _notes(plan: Plan, quality: Quality | None, is_device: bool) -> list[str]:
             f"This machine is not a {plan.profile.title}: its speed limits are judged by prediction. "
             "Verify on the device to measure."
         )
+    for fault in target.faults:
+        if plan.profile.device.meets(fault):
+            notes.append(f"On a {plan.profile.title}, {fault.runtime} as published fails: {fault.what} {fault.remedy}")
     return notes
 
 
@@ -163,30 +195,19 @@ def _check(name: str, passed: bool, detail: str) -> Check:
     return Check(name=name, limit=None, measured=None, predicted=None, unit="", passed=passed, detail=detail)
 
 
-def _run_worker(artifact: Path, reference: Path, plan: Plan, what: str) -> Result:
-    with tempfile.TemporaryDirectory() as scratch:
-        request_path, result_path = Path(scratch) / "request.json", Path(scratch) / "result.json"
-        request = Request(
-            artifact=str(artifact.resolve()),
-            reference=str(reference.resolve()),
-            what=what,
-            prompt_tokens=plan.profile.workload.prompt_tokens,
-            decode_tokens=plan.profile.workload.decode_tokens,
-            repeats=_REPEATS,
-            answer_tokens=_ANSWER_TOKENS,
-        )
-        save_json(request_path, request)
-        done = subprocess.run(
-            [sys.executable, "-m", "edgegen.verify.worker", str(request_path), str(result_path)],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if result_path.exists():
-            return load_json(result_path, Result)
-    reason = f"signal {-done.returncode}" if done.returncode < 0 else f"exit code {done.returncode}"
-    last = done.stderr.strip().splitlines()[-1:] or ["no message"]
-    return Result(error=f"the runtime crashed ({reason}): {last[0][:300]}")
+def request_for(artifact: Path, reference: Path, plan: Plan, what: str, *, runtime: str = "") -> Request:
+    """What a worker is asked to measure of an artifact as it ships, with the plan's workload."""
+    return Request(
+        artifact=str(artifact.resolve()),
+        reference=str(reference.resolve()),
+        runtime=runtime,
+        strict="",
+        what=what,
+        prompt_tokens=plan.profile.workload.prompt_tokens,
+        decode_tokens=plan.profile.workload.decode_tokens,
+        repeats=_REPEATS,
+        answer_tokens=_ANSWER_TOKENS,
+    )
 
 
 def _decoded(folder: Path, answers: tuple[tuple[int, ...], ...]) -> list[str]:
@@ -196,14 +217,8 @@ def _decoded(folder: Path, answers: tuple[tuple[int, ...], ...]) -> list[str]:
     return [str(tokenizer.decode(list(ids), skip_special_tokens=True)) for ids in answers]
 
 
-def _model_bytes(artifact: Artifact) -> int:
-    for file in artifact.files:
-        if file.path == artifact.model:
-            return file.bytes
-    raise ConfigError(f"artifact.json does not list its model file {artifact.model!r}")
-
-
-def _machine(*, is_device: bool) -> Machine:
+def describe_machine(*, is_device: bool) -> Machine:
+    """This machine; whether it is a profile's device is the caller's knowledge."""
     return Machine(
         cpu=cpu_name(),
         arch=platform.machine(),

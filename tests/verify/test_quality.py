@@ -29,6 +29,7 @@ def quality(pairs: list[tuple[np.ndarray, np.ndarray, list[int]]], *, trimmed: b
         # The last position's logits are there but predict nothing that is known.
         add_window(scores, window, original, np.vstack([logits, np.zeros_like(logits[:1])]).astype(np.float32))
     reference = Reference(
+        greedy=(),
         schema=1,
         vocab_size=pairs[0][0].shape[1],
         windows=tuple(windows),

@@ -18,7 +18,7 @@ from edgegen.errors import ConfigError
 from edgegen.records.artifact import Artifact
 from edgegen.records.plan import Plan
 from edgegen.records.report import Check, Report
-from edgegen.verify import verify as module
+from edgegen.verify import process as module
 from edgegen.verify import worker
 from edgegen.verify.verify import verify_artifact
 from tests.flows.command import run_cli
@@ -156,6 +156,8 @@ def request_for(folder: Path, what: str) -> worker.Request:
     return worker.Request(
         artifact=str(folder / "artifact"),
         reference=str(folder / "reference"),
+        runtime="",
+        strict="",
         what=what,
         prompt_tokens=10**6,
         decode_tokens=10**6,
@@ -182,6 +184,7 @@ def test_the_workers_quality_repeats_itself(finished: Path) -> None:
 class Broken:
     """A runtime whose logits are NaN."""
 
+    name = "broken"
     context_tokens = 256
 
     def version(self) -> str:
@@ -198,7 +201,7 @@ class Broken:
 
 
 def test_nan_is_a_reason_not_a_number(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker, "runtime_for", lambda _: Broken())
+    monkeypatch.setattr(worker, "runtime_for", lambda *_: Broken())
     save_json(tmp_path / "request.json", request_for(finished, "quality"))
     assert worker.main(str(tmp_path / "request.json"), str(tmp_path / "result.json")) == 0
     result = load_json(tmp_path / "result.json", worker.Result)
