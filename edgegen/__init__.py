@@ -27,7 +27,10 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 _PUBLIC = {
     "compress": "edgegen.sdk.pipeline",
     "plan": "edgegen.sdk.pipeline",
+    "bake_off": "edgegen.sdk.bakeoff",
     "verify": "edgegen.sdk.output",
+    "bench": "edgegen.sdk.bench",
+    "Chat": "edgegen.sdk.chat",
     "read_result": "edgegen.sdk.output",
     "Result": "edgegen.sdk.output",
     "stages": "edgegen.sdk",
@@ -39,6 +42,7 @@ _PUBLIC = {
     "Plan": "edgegen.records.plan",
     "Infeasible": "edgegen.records.plan",
     "Report": "edgegen.records.report",
+    "BakeOff": "edgegen.records.bakeoff",
     "Artifact": "edgegen.records.artifact",
     "EdgegenError": "edgegen.errors",
     "ConfigError": "edgegen.errors",

@@ -14,14 +14,10 @@ import sys
 import time
 from pathlib import Path
 
-import jinja2
-from tokenizers import Tokenizer
-
 import edgegen
-from edgegen.common.codec import load_json
 from edgegen.receipt import summary_lines
-from edgegen.records.artifact import Artifact
 from edgegen.runtime.registry import runtime_for
+from edgegen.runtime.text import Text
 
 ROOT = Path(__file__).resolve().parent.parent
 SMART_HOME = ROOT / "examples" / "smart_home"
@@ -55,7 +51,8 @@ def main(out: str = "build-demo") -> int:
     print(f"receipt   {out}/report.html    (numbers: {out}/report.json)")
     print(f"artifact  {out}/artifact/")
     print(f"took      {time.monotonic() - started:.0f} s")
-    print(f"next      edgegen verify {out}    (on the device, to measure its speed)")
+    print(f"next      edgegen run {out}    (ask it yourself)")
+    print(f"          edgegen verify {out}    (on the device, to measure its speed)")
     print("          edgegen profiles    (other devices)")
     print("          edgegen compress MODEL --profile NAME --data YOUR.jsonl")
     return 0 if result.passed and answered else 1
@@ -69,17 +66,14 @@ def tell(stage: str, state: str, done: int, total: int) -> None:
 
 def ask(folder: Path, questions: tuple[str, ...]) -> bool:
     """Print each question with the artifact's reply and function call; True if every call can be read."""
-    artifact = load_json(folder / "artifact.json", Artifact)
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string((folder / "chat_template.jinja").read_text(encoding="utf-8"))
+    text = Text(folder)
+    artifact = text.artifact
     session = runtime_for(artifact.target).open(folder / artifact.model, artifact.settings)
     readable = True
     try:
         for question in questions:
-            prompt = template.render(messages=[{"role": "user", "content": question}], add_generation_prompt=True)
-            ids = tokenizer.encode(prompt, add_special_tokens=False).ids
-            answer = tokenizer.decode(list(session.generate(ids, max_tokens=96, stop_ids=artifact.eos_ids)))
+            ids = text.conversation([{"role": "user", "content": question}])
+            answer = text.decode(list(session.generate(ids, max_tokens=96, stop_ids=artifact.eos_ids)))
             reply, _, call = answer.partition("\n")
             readable = show(question, reply, call) and readable
     finally:

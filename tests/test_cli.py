@@ -12,6 +12,8 @@ COMMANDS = (
     ("plan",),
     ("compress",),
     ("verify",),
+    ("run",),
+    ("bench",),
     ("doctor",),
     ("profiles",),
     ("profiles", "show"),

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from edgegen import __version__
-from edgegen.cli import compress, doctor, plan, profiles, verify
+from edgegen.cli import bench, compress, doctor, emulate, plan, profiles, run, verify
 from edgegen.cli.render import fail
 from edgegen.errors import DeviceError, EdgegenError, UnsupportedError
 
@@ -28,7 +28,16 @@ app.add_typer(profiles.app, name="profiles", help="List devices, show one, or me
 app.command("plan")(plan.plan)
 app.command("compress")(compress.compress)
 app.command("verify")(verify.verify)
+app.command("run")(run.run)
+app.command("bench")(bench.bench)
+app.add_typer(
+    emulate.app, name="emulate", help="Run artifacts on a device's own processor core: set it up, say what is."
+)
 app.command("doctor")(doctor.doctor)
+
+
+_RESUMED = (["compress"], ["plan"])
+"""Commands that keep their finished stages."""
 
 
 def _show_version(value: bool) -> None:
@@ -59,7 +68,8 @@ def main() -> None:
     except (KeyboardInterrupt, SystemExit) as stop:  # typer turns the first into the second
         if isinstance(stop, SystemExit) and stop.code != 130:
             raise
-        sys.stderr.write("\nstopped; the same command goes on where this one was\n")
+        goes_on = "; the same command goes on where this one was" if sys.argv[1:2] in _RESUMED else ""
+        sys.stderr.write(f"\nstopped{goes_on}\n")
         sys.exit(130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -8,6 +8,7 @@ import typer
 
 from edgegen.cli import options
 from edgegen.cli.render import progress, write_json
+from edgegen.records.bakeoff import BakeOff
 
 
 def compress(
@@ -21,6 +22,7 @@ def compress(
     min_tok_s: options.MinSpeed = None,
     max_ttft: options.MaxTtft = None,
     max_kl: options.MaxKl = None,
+    min_cosine: options.MinCosine = None,
     prefer: options.Prefer = "auto",
     grids: options.Grids = None,
     vocab: options.Vocab = "auto",
@@ -35,21 +37,46 @@ def compress(
         profile=profile,
         data=data,
         out=out,
-        target=target,
         max_bytes=max_bytes,
         max_rss=max_rss,
         min_tok_s=min_tok_s,
         max_ttft=max_ttft,
         max_kl=max_kl,
+        min_cosine=min_cosine,
         prefer=prefer,
         grids=grids,
         vocab=vocab,
     )
+    targets = options.targets_of(target)
+    if len(targets) > 1:
+        with progress(quiet) as notify:
+            from edgegen.sdk import bakeoff
+
+            found = bakeoff.bake_off(model, targets=targets, **arguments, notify=notify)
+        show_comparison(found, out=out, json=json)
+        return
     with progress(quiet) as notify:
         from edgegen.sdk import pipeline
 
-        result = pipeline.compress(model, **arguments, notify=notify)
+        result = pipeline.compress(model, target=targets[0], **arguments, notify=notify)
     show_result(result.report, result.plan, out=out, json=json)
+
+
+def show_comparison(found: BakeOff, *, out: str, json: bool) -> None:
+    """Print a comparison of targets and leave with its verdict: the first failure's code if none passed."""
+    from edgegen.receipt import comparison_lines
+
+    if json:
+        write_json(found)
+    else:
+        sys.stdout.write("\n".join(comparison_lines(found)) + "\n")
+        sys.stdout.write(f"\ncompared  {out}/bakeoff.html\n")
+        if found.recommended:
+            sys.stdout.write(f"artifact  {out}/{found.recommended}/artifact/\n")
+            bench = f"    edgegen bench {out}" if found.task == "causal" else ""
+            sys.stdout.write(f'next      edgegen run {out} "…"{bench}\n')
+    if not found.recommended:
+        raise typer.Exit(next(c.exit_code for c in found.contenders if c.exit_code))
 
 
 def show_result(report: object, plan: object, *, out: str, json: bool) -> None:

@@ -27,9 +27,15 @@ EXTRAS: dict[str, tuple[str, dict[str, str]]] = {
             "matplotlib": "matplotlib",
             "peft": "peft",
             "accelerate": "accelerate",
+            "onnx": "onnx",
+            "onnx_ir": "onnx-ir",
+            "onnxscript": "onnxscript",
         },
     ),
-    "onnx": ("ONNX artifacts (to come)", {"onnx": "onnx", "onnxruntime": "onnxruntime"}),
+    "onnx": (
+        "run ONNX folders; with compress, write them too",
+        {"onnxruntime": "onnxruntime", "onnxruntime_genai": "onnxruntime-genai"},
+    ),
     "litert": ("LiteRT artifacts (to come)", {"ai_edge_litert": "ai-edge-litert"}),
     "monitor": ("the terminal monitor (to come)", {"textual": "textual"}),
     "server": ("the fleet server (to come)", {"starlette": "starlette", "uvicorn": "uvicorn"}),
@@ -59,6 +65,12 @@ def doctor(json: options.Json = False) -> None:
         lines.append(f"{mark} {name:<9} {extra['gives']}")
         if extra["missing"]:
             lines.append(f"            missing {', '.join(extra['missing'])}: pip install 'edgegen[{name}]'")
+    emulation = found["emulation"]
+    lines.append(
+        f"✓ emulation {format_bytes(emulation['bytes'])}: {', '.join(emulation['packages'])}"
+        if emulation
+        else "· emulation run artifacts on a device's own processor core: edgegen emulate setup"
+    )
     lines.append(f"memory    {format_bytes(found['free_ram_bytes'])} free of {format_bytes(found['ram_bytes'])}")
     lines.append(f"disk      {format_bytes(found['free_disk_bytes'])} free here")
     lines.append("A model of N parameters needs about 5 N bytes of memory to compress (2.5 N above 1.5 billion).")
@@ -67,7 +79,10 @@ def doctor(json: options.Json = False) -> None:
 
 def examine() -> dict[str, Any]:
     """The same as plain values."""
+    import msgspec
     import psutil
+
+    from edgegen.emulate import read_setup
 
     memory = psutil.virtual_memory()
     extras = {}
@@ -79,6 +94,7 @@ def examine() -> dict[str, Any]:
         "edgegen": metadata.version("edgegen"),
         "python": sys.version.split()[0],
         "extras": extras,
+        "emulation": msgspec.to_builtins(read_setup()),
         "ram_bytes": memory.total,
         "free_ram_bytes": memory.available,
         "free_disk_bytes": shutil.disk_usage(Path.cwd()).free,

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from edgegen.common.units import parse_bytes, parse_positive
+from edgegen.errors import ConfigError
 
 Model = Annotated[str, typer.Argument(help="A checkpoint's folder, or a hub id like org/name.", show_default=False)]
 ProfileName = Annotated[
@@ -22,7 +23,9 @@ Data = Annotated[
     ),
 ]
 Out = Annotated[str, typer.Option("--out", "-o", help="Folder for the result.")]
-Target = Annotated[str, typer.Option("--target", "-t", help="Runtime: gguf.")]
+Target = Annotated[
+    str, typer.Option("--target", "-t", help="Runtime: gguf, onnx or litert; several like gguf,onnx are compared.")
+]
 MaxBytes = Annotated[
     str | None, typer.Option("--max-bytes", help="Largest file, like 60MB; sets the profile's limit on KL aside.")
 ]
@@ -30,6 +33,9 @@ MaxRss = Annotated[str | None, typer.Option("--max-rss", help="Largest resident 
 MinSpeed = Annotated[str | None, typer.Option("--min-tok-s", help="Slowest decoding, tokens per second.")]
 MaxTtft = Annotated[str | None, typer.Option("--max-ttft", help="Longest time to the first token, milliseconds.")]
 MaxKl = Annotated[str | None, typer.Option("--max-kl", help="Largest mean KL to the original, nats per token.")]
+MinCosine = Annotated[
+    str | None, typer.Option("--min-cosine", help="Of an encoder: least mean cosine similarity to the original.")
+]
 Prefer = Annotated[
     str,
     typer.Option(
@@ -41,8 +47,21 @@ Grids = Annotated[str | None, typer.Option("--grids", help="Allow only these num
 Vocab = Annotated[
     str, typer.Option("--vocab", help="auto (drop tokens that your data does not use), keep, or a number.")
 ]
+Runtime = Annotated[str, typer.Option("--runtime", help="One that runs the target; else the first installed one.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]
+
+
+def targets_of(target: str) -> tuple[str, ...]:
+    """The names in `--target`.
+
+    Raises:
+        ConfigError: none.
+    """
+    names = tuple(dict.fromkeys(name.strip().lower() for name in target.split(",") if name.strip()))
+    if not names:
+        raise ConfigError("--target names none", hint="Write it like gguf, or gguf,onnx,litert to compare.")
+    return names
 
 
 def arguments(
@@ -50,12 +69,12 @@ def arguments(
     profile: str,
     data: str | None,
     out: str,
-    target: str,
     max_bytes: str | None,
     max_rss: str | None,
     min_tok_s: str | None,
     max_ttft: str | None,
     max_kl: str | None,
+    min_cosine: str | None,
     prefer: str,
     grids: str | None,
     vocab: str,
@@ -69,12 +88,12 @@ def arguments(
         "profile": profile,
         "data": data,
         "out": out,
-        "target": target,
         "max_bytes": parse_bytes(max_bytes, what="--max-bytes") if max_bytes is not None else None,
         "max_rss_bytes": parse_bytes(max_rss, what="--max-rss") if max_rss is not None else None,
         "min_tokens_per_s": parse_positive(min_tok_s, what="--min-tok-s") if min_tok_s is not None else None,
         "max_ttft_ms": parse_positive(max_ttft, what="--max-ttft") if max_ttft is not None else None,
         "max_kl": parse_positive(max_kl, what="--max-kl") if max_kl is not None else None,
+        "min_cosine": parse_positive(min_cosine, what="--min-cosine") if min_cosine is not None else None,
         "prefer": prefer,
         "grids": tuple(grid.strip().lower() for grid in grids.split(",") if grid.strip()) if grids else None,
         "vocab": vocab,

@@ -7,7 +7,7 @@ import sys
 from edgegen.cli import options
 from edgegen.cli.render import progress, write_json
 from edgegen.common.units import format_bytes
-from edgegen.errors import InfeasibleError
+from edgegen.errors import ConfigError, InfeasibleError
 from edgegen.records.plan import Infeasible, Plan
 
 
@@ -22,6 +22,7 @@ def plan(
     min_tok_s: options.MinSpeed = None,
     max_ttft: options.MaxTtft = None,
     max_kl: options.MaxKl = None,
+    min_cosine: options.MinCosine = None,
     prefer: options.Prefer = "auto",
     grids: options.Grids = None,
     vocab: options.Vocab = "auto",
@@ -33,20 +34,23 @@ def plan(
         profile=profile,
         data=data,
         out=out,
-        target=target,
         max_bytes=max_bytes,
         max_rss=max_rss,
         min_tok_s=min_tok_s,
         max_ttft=max_ttft,
         max_kl=max_kl,
+        min_cosine=min_cosine,
         prefer=prefer,
         grids=grids,
         vocab=vocab,
     )
+    one, *more = options.targets_of(target)
+    if more:
+        raise ConfigError("plan looks at one target at a time", hint=f"Write --target {one}.")
     with progress(quiet) as notify:
         from edgegen.sdk import pipeline
 
-        found = pipeline.plan(model, **arguments, notify=notify)
+        found = pipeline.plan(model, target=one, **arguments, notify=notify)
     if json:
         write_json(found)
     if isinstance(found, Infeasible):
@@ -61,10 +65,11 @@ def _show(plan: Plan) -> None:
     from rich.table import Table
 
     console = Console()
+    distance, unit = ("1 - cosine", "1 - cosine") if plan.summary.task == "encoder" else ("KL", "nats")
     table = Table(title=f"{plan.model.source} for {plan.profile.title} ({plan.target})", title_justify="left", box=None)
-    for name in ("tensor", "rows", "columns", "grid", "size", "nats", "why"):
+    for name in ("tensor", "rows", "columns", "grid", "size", unit, "why"):
         table.add_column(
-            name, justify="right" if name in ("rows", "columns", "size", "nats") else "left", overflow="fold"
+            name, justify="right" if name in ("rows", "columns", "size", unit) else "left", overflow="fold"
         )
     for choice in plan.tensors:
         if choice.role != "vector":
@@ -79,7 +84,7 @@ def _show(plan: Plan) -> None:
             )
     console.print(table)
     table = Table(title="trade-off", title_justify="left", box=None)
-    for name in ("bytes", "KL nats/token", "tokens kept", "bits/weight", ""):
+    for name in ("bytes", distance if unit == distance else "KL nats/token", "tokens kept", "bits/weight", ""):
         table.add_column(name, justify="right")
     for point in plan.front:
         chosen = "← chosen" if point.bytes == plan.prediction.bytes else ""
@@ -94,7 +99,7 @@ def _show(plan: Plan) -> None:
     expected = plan.prediction
     console.print(
         f"predicted: {format_bytes(expected.bytes)} ({plan.baseline.bytes / expected.bytes:.2f}× below 16 bits), "
-        f"KL {expected.kl + plan.vocabulary.kl:.3g}, {format_bytes(expected.rss_bytes)} resident, "
+        f"{distance} {expected.kl + plan.vocabulary.kl:.3g}, {format_bytes(expected.rss_bytes)} resident, "
         f"{expected.decode_tokens_per_s:.3g} tok/s ({expected.decode_bound}-bound); binding budget: {plan.binding}",
         highlight=False,
     )

@@ -118,9 +118,8 @@ def describe(profile: Profile) -> str:
             device.bandwidth_bytes_per_s,
         ),
     ]
-    if profile.overhead_s_per_layer_token is not None:
-        overhead = profile.overhead_s_per_layer_token
-        lines.append(_line("dispatch", f"{overhead.value * 1e6:.3g} us per block and token", overhead))
+    for target, overhead in profile.overhead_s_per_layer_token.items():
+        lines.append(_line(f"dispatch ({target})", f"{overhead.value * 1e6:.3g} us per block and token", overhead))
     lines += ["", "  budgets"]
     lines += [f"    {key:<22}{text}" for key, text in _budget_texts(profile)] or ["    none"]
     work = profile.workload
@@ -158,6 +157,7 @@ def _budget_texts(profile: Profile) -> list[tuple[str, str]]:
         "decoding": limits.min_tokens_per_s and f"at least {limits.min_tokens_per_s:g} tokens/s",
         "first token": limits.max_ttft_ms and f"within {limits.max_ttft_ms:g} ms",
         "KL to the original": limits.max_kl and f"at most {limits.max_kl:g} nats/token",
+        "cosine similarity to the original": limits.min_cosine and f"at least {limits.min_cosine:g}, of encoders",
     }
     return [(key, str(text)) for key, text in texts.items() if text]
 

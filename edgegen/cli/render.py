@@ -19,6 +19,8 @@ _WORDS = {
     "export": "Writing the artifact",
     "reference": "Asking the original",
     "verify": "Verifying on the runtime",
+    "compare": "Comparing targets",
+    "bench": "Measuring speed",
 }
 
 
@@ -60,7 +62,7 @@ def progress(quiet: bool) -> Iterator[Any]:
     tasks: dict[str, Any] = {}
 
     def notify(stage: str, state: str, done: int, total: int) -> None:
-        words = _WORDS.get(stage, stage)
+        words = _words(stage)
         if stage not in tasks:
             tasks[stage] = bars.add_task(words, total=None)
         if state == "running":
@@ -73,9 +75,16 @@ def progress(quiet: bool) -> Iterator[Any]:
         yield notify
 
 
+def _words(stage: str) -> str:
+    """A stage in words; `onnx/plan` is the one of a target among several."""
+    target, _, name = stage.rpartition("/")
+    words = _WORDS.get(name, name)
+    return f"{target}: {words}" if target else words
+
+
 def _lines(stage: str, state: str, done: int, total: int) -> None:
     if state in ("started", "skipped"):
-        words = _WORDS.get(stage, stage)
+        words = _words(stage)
         sys.stderr.write(f"{words}{' (done before)' if state == 'skipped' else ' …'}\n")
 
 

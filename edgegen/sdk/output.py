@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +16,11 @@ from edgegen.receipt import write_receipt
 from edgegen.records.artifact import Artifact
 from edgegen.records.plan import Plan
 from edgegen.records.report import Report
+from edgegen.verify.emulated import emulate_artifact
 from edgegen.verify.verify import verify_artifact
+
+BAKEOFF_FILE = "bakeoff.json"
+"""Marks a folder that holds an output for each of several targets."""
 
 Notify = Callable[[str, str, int, int], None]
 """Called with (stage, state, done, total); state is `started`, `running`, `finished` or `skipped`."""
@@ -39,8 +45,19 @@ class Result(msgspec.Struct, frozen=True):
         return self.out / "artifact" / self.artifact.model
 
 
-def measure_output(folder: Path, *, command: str, progress: Callable[[int, int], None] | None = None) -> Report:
-    """Measure the artifact in a folder on its runtime; writes report.json and report.html there."""
+def measure_output(
+    folder: Path,
+    *,
+    command: str,
+    runtime: str = "",
+    emulate: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> Report:
+    """Measure the artifact in a folder on its runtime; writes report.json and report.html there.
+
+    Args:
+        emulate: whether to run it on the profile's own processor core too.
+    """
     plan = load_json(folder / "plan.json", Plan)
     report = verify_artifact(
         folder / "artifact",
@@ -48,16 +65,44 @@ def measure_output(folder: Path, *, command: str, progress: Callable[[int, int],
         plan,
         load_target(plan.target),
         is_device=is_this_machine(plan.profile),
+        strict_folder=folder / "strict",
+        runtime=runtime,
         command=command,
         progress=progress,
     )
+    if emulate:
+        report = _with_emulation(folder, report, plan, progress)
     save_json(folder / "report.json", report)
     write_receipt(folder / "report.html", report, plan)
     return report
 
 
-def verify(out: str | Path, *, command: str = "", notify: Notify | None = None) -> Result:
+def _with_emulation(folder: Path, report: Report, plan: Plan, progress: Callable[[int, int], None] | None) -> Report:
+    """The report with what emulation adds. What does not run here, or was altered, is not tried there."""
+    if not all(check.passed for check in report.checks if check.name in ("intact", "loads")):
+        return report
+    found = emulate_artifact(
+        folder / "artifact",
+        folder / "reference",
+        plan,
+        load_target(plan.target),
+        runtime=report.runtime,
+        progress=progress,
+    )
+    return msgspec.structs.replace(
+        report,
+        emulated=found.runs,
+        checks=(*report.checks, *found.checks),
+        passed=report.passed and all(check.passed for check in found.checks),
+        notes=(*report.notes, *found.notes),
+    )
+
+
+def verify(out: str | Path, *, emulate: bool = False, command: str = "", notify: Notify | None = None) -> Result:
     """Verify a finished output again, on this machine.
+
+    Args:
+        emulate: whether to run it on the profile's own processor core too; see `edgegen emulate setup`.
 
     Raises:
         ConfigError: no finished output there.
@@ -66,7 +111,12 @@ def verify(out: str | Path, *, command: str = "", notify: Notify | None = None) 
     require_output(folder)
     tell = notify or (lambda *event: None)
     tell("verify", "started", 0, 1)
-    measure_output(folder, command=command, progress=lambda done, total: tell("verify", "running", done, total))
+    measure_output(
+        folder,
+        command=command,
+        emulate=emulate,
+        progress=lambda done, total: tell("verify", "running", done, total),
+    )
     tell("verify", "finished", 1, 1)
     return read_result(folder)
 
@@ -100,3 +150,10 @@ def require_output(out: Path) -> None:
             else "Make one with: edgegen compress MODEL --profile NAME --out " + str(out)
         )
         raise ConfigError(f"{out}: no edgegen output in it", hint=hint)
+
+
+def typed_command() -> str:
+    """What the user typed, where this is the command line."""
+    program = Path(sys.argv[0]) if sys.argv else Path()
+    is_cli = program.name.startswith("edgegen") or program.parts[-2:] == ("edgegen", "__main__.py")
+    return shlex.join(["edgegen", *sys.argv[1:]]) if is_cli else ""

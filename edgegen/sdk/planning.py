@@ -16,13 +16,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from edgegen.export.gguf import gguf_overhead_bytes, tensor_bytes
-from edgegen.modeling.forward import counted_log_probs, mean_kl
 from edgegen.modeling.load import open_tokenizer
 from edgegen.modeling.sensitivity import fitting_grids
 from edgegen.modeling.simulate import rounded_model
 from edgegen.modeling.summary import resized_config
-from edgegen.modeling.text import WINDOW_TOKENS, Window, make_windows
+from edgegen.modeling.text import Window
 from edgegen.modeling.vocabulary import Vocabulary
 from edgegen.planner.cost import device_of
 from edgegen.planner.explain import binding_budget, choices_of
@@ -35,10 +33,9 @@ from edgegen.records.model import HEAD_BIAS, ModelSummary, TensorInfo
 from edgegen.records.plan import FrontPoint, Option, Plan, Prediction, VocabularyChoice
 from edgegen.records.profile import Budgets
 from edgegen.sdk.job import Job
+from edgegen.sdk.subject import SCORED_TOKENS, Subject
 
 Progress = Callable[[int, int], None]
-
-SCORED_TOKENS = 4096
 
 
 def read_vocabularies(folder: Path) -> dict[int, NDArray[np.int64]]:
@@ -46,19 +43,15 @@ def read_vocabularies(folder: Path) -> dict[int, NDArray[np.int64]]:
         return {int(name): stored[name] for name in stored.files}
 
 
-def window_tokens(job: Job) -> int:
-    return min(WINDOW_TOKENS, job.summary.context_tokens)
-
-
-def scored_windows(job: Job, tokenizer: Any) -> list[Window]:
+def scored_windows(subject: Subject, tokenizer: Any) -> list[Window]:
     # From the end, so that few rows are shared with the statistics even when there is little data.
-    columns = job.summary.vocab_size
+    columns = subject.summary.vocab_size
     tokens = int(np.clip(1_000_000_000 // (4 * columns), 1024, SCORED_TOKENS))
-    return make_windows(
+    return subject.task.windows(
         tokenizer,
-        tuple(reversed(job.split.calibration)),
+        tuple(reversed(subject.split.calibration)),
         max_tokens=tokens,
-        window_tokens=window_tokens(job),
+        window_tokens=subject.window_tokens,
     )
 
 
@@ -75,11 +68,18 @@ def build_problem(
         cases=tuple(cases),
         settings=job.settings,
         device=device_of(job.profile, job.target, job.settings),
-        budgets=budgets,
+        budgets=_as_distance(budgets),
         workload=job.profile.workload,
         prefer=prefer,
         kl_floor=measured.floor,
     )
+
+
+def _as_distance(budgets: Budgets) -> Budgets:
+    """The planner trades one number: an encoder's limit on cosine similarity becomes one on 1 - cosine."""
+    if budgets.min_cosine is None:
+        return budgets
+    return msgspec.structs.replace(budgets, max_kl=1 - budgets.min_cosine, min_cosine=None)
 
 
 def _case(
@@ -91,10 +91,11 @@ def _case(
 ) -> VocabularyCase:
     summary = with_vocabulary(job.source.summary, choice.size)
     options = {}
+    size_of = job.exporter.tensor_bytes
     for tensor in summary.tensors:
         prices = measured.kl.get(tensor.name, {})
         options[tensor.name] = tuple(
-            Option(grid=grid, bytes=tensor_bytes(grid, tensor.rows, tensor.columns), kl=prices.get(grid, 0.0))
+            Option(grid=grid, bytes=size_of(grid, tensor.rows, tensor.columns), kl=prices.get(grid, 0.0))
             for grid in fitting_grids(tensor, job.target, grids)
         )
     return VocabularyCase(choice=choice, summary=summary, options=options, overhead_bytes=_overhead(job, summary, kept))
@@ -112,8 +113,8 @@ def with_vocabulary(summary: ModelSummary, size: int) -> ModelSummary:
 
 
 def _overhead(job: Job, summary: ModelSummary, kept: NDArray[np.int64] | None) -> int:
-    """File bytes beside the tensors, exactly: the header is written and measured with this vocabulary's tokenizer."""
-    config = resized_config(job.config, summary)
+    """File bytes beside the tensors, with this vocabulary's tokenizer."""
+    config = resized_config(job.subject.config, summary)
     tensors = [
         PackedTensor(
             name=t.name,
@@ -125,16 +126,17 @@ def _overhead(job: Job, summary: ModelSummary, kept: NDArray[np.int64] | None) -
         )
         for t in summary.tensors
     ]
-    folder = Path(job.ref.path)
+    folder = Path(job.subject.ref.path)
     with tempfile.TemporaryDirectory() as scratch:
         if kept is not None:
             Vocabulary(folder / "tokenizer.json").write_trimmed(folder, Path(scratch), kept)
             folder = Path(scratch)
-        return gguf_overhead_bytes(config, folder, tensors, license_text=summary.license)
+        return job.exporter.overhead_bytes(config, folder, tensors, job.settings, license_text=summary.license)
 
 
 class SolutionScorer:
-    """KL of a whole solution, measured in torch with the runtime's rounding of activations."""
+    """How far a whole solution is from the original (KL, or 1 - cosine), measured in torch with the runtime's rounding
+    of activations."""
 
     def __init__(self, job: Job, kept_ids: dict[int, NDArray[np.int64]], progress: Progress | None) -> None:
         self._job = job
@@ -145,21 +147,22 @@ class SolutionScorer:
 
     def __call__(self, solution: Solution) -> float:
         size = solution.case.choice.size
-        kept = self._kept.get(size) if size != self._job.summary.vocab_size else None
+        kept = self._kept.get(size) if size != self._job.subject.summary.vocab_size else None
         windows = self._windows.get(size)
         if windows is None:
             windows = self._windows[size] = self._make_windows(kept)
         columns = torch.from_numpy(kept) if kept is not None else None
-        model, target = self._job.model, self._job.target
+        subject, target = self._job.subject, self._job.target
+        model, task = subject.model, subject.task
 
-        def log_probs() -> torch.Tensor:
-            found = counted_log_probs(model, windows)
+        def outputs() -> torch.Tensor:
+            found = task.outputs(model, subject.summary, windows)
             return found if columns is None else torch.log_softmax(found[:, columns], dim=-1)
 
-        original = log_probs()
+        original = outputs()
         grids = {name: grid for name, grid in solution.grids.items() if grid != "f32"}
         with rounded_model(model, self._job.source, grids, {g.name: g.activation for g in target.grids}):
-            kl = mean_kl(original, log_probs())
+            kl = task.distance(original, outputs())
         self._done += 1
         if self._progress:
             self._progress(self._done, self._done + 1)
@@ -167,11 +170,11 @@ class SolutionScorer:
 
     def _make_windows(self, kept: NDArray[np.int64] | None) -> list[Window]:
         if kept is None:
-            return scored_windows(self._job, self._job.tokenizer)
-        folder = Path(self._job.ref.path)
+            return scored_windows(self._job.subject, self._job.subject.tokenizer)
+        folder = Path(self._job.subject.ref.path)
         with tempfile.TemporaryDirectory() as scratch:
             Vocabulary(folder / "tokenizer.json").write_trimmed(folder, Path(scratch), kept)
-            windows = scored_windows(self._job, open_tokenizer(Path(scratch)))
+            windows = scored_windows(self._job.subject, open_tokenizer(Path(scratch)))
         return [Window(ids=kept[w.ids], counts=w.counts, bytes=w.bytes) for w in windows]
 
 
@@ -181,10 +184,10 @@ def plan_of(job: Job, planned: Planned, measured: Measured, budgets: Budgets, pr
     choice = solution.case.choice
     return Plan(
         schema=1,
-        model=job.ref,
+        model=job.subject.ref,
         summary=solution.case.summary,
-        original=job.summary,
-        data=job.split.ref,
+        original=job.subject.summary,
+        data=job.subject.split.ref,
         target=job.target.name,
         profile=job.profile,
         budgets=budgets,
@@ -197,12 +200,16 @@ def plan_of(job: Job, planned: Planned, measured: Measured, budgets: Budgets, pr
         front=_front_points(problem, prediction, choice),
         calibration={**measured.factors, "joint": problem.kl_scale},
         binding=binding_budget(problem, prediction, choice.kl, KL_MARGIN),
-        notes=(*job.notes, *measured.notes, *_budget_notes(job, budgets)),
+        notes=(*job.subject.notes, *measured.notes, *_budget_notes(job, budgets)),
         seconds=seconds,
     )
 
 
 def _budget_notes(job: Job, budgets: Budgets) -> list[str]:
+    if job.subject.summary.task == "encoder":
+        if budgets.min_cosine is not None:
+            return []
+        return ["A size was given, so no limit on cosine similarity applies; --min-cosine sets one."]
     own = job.profile.budgets.max_kl
     if own is None or budgets.max_kl is not None:
         return []
@@ -218,9 +225,9 @@ def _vocabulary_why(choice: VocabularyChoice) -> str:
 
 def _baseline(job: Job, problem: Problem) -> Prediction:
     """The whole model at 16 bits on the same device."""
-    summary = job.summary
+    summary = job.subject.summary
     grids = {t.name: "f16" if t.role != "vector" else "f32" for t in summary.tensors}
-    sizes = {t.name: tensor_bytes(grids[t.name], t.rows, t.columns) for t in summary.tensors}
+    sizes = {t.name: job.exporter.tensor_bytes(grids[t.name], t.rows, t.columns) for t in summary.tensors}
     options: dict[str, tuple[Option, ...]] = {
         name: (Option(grid=grids[name], bytes=sizes[name], kl=0.0),) for name in grids
     }

@@ -36,7 +36,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> None:
             name=name,
             kernel_ns_per_weight=cost,
             prefill_ns_per_weight=cost,
-            overhead_s_per_layer_token=Number(7e-6, "measured"),
+            overhead_s_per_layer_token={"gguf": Number(7e-6, "measured")},
         )
 
     monkeypatch.setattr(probe, "probe_machine", answer)

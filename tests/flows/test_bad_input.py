@@ -6,13 +6,14 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import psutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from edgegen.common import files
-from edgegen.sdk import stages
+from edgegen.modeling import tasks
 from tests.flows.command import Done, run_cli
 from tests.tiny_models import sample_texts
 
@@ -131,7 +132,11 @@ CASES: dict[str, tuple[Place, int, str]] = {
     "--min-tok-s 0": (given("--min-tok-s", "0"), 2, r"--min-tok-s: '0' must be a number above 0"),
     "--max-ttft nan": (given("--max-ttft", "nan"), 2, r"--max-ttft: 'nan'"),
     "--max-kl -1": (given("--max-kl", "-1"), 2, r"--max-kl: '-1'"),
-    "onnx": (given("--target", "onnx"), 3, r"onnx"),
+    "target of another device": (
+        given("--profile", "home-gateway-512mb", "--target", "onnx"),
+        3,
+        r"does not run target onnx",
+    ),
     "unknown target": (given("--target", "tflite"), 3, r"tflite"),
     "unknown grid": (given("--grids", "q8_0,q9_9"), 2, r"--grids: gguf has no grid 'q9_9'[^\0]*q8_0"),
     "no grid": (given("--grids", ","), 2, r"--grids"),
@@ -151,7 +156,8 @@ def root(tiny_llama: Path, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.
     shutil.copy(tiny_data, tmp_path / "rows.jsonl")
     monkeypatch.chdir(tmp_path)
     # Nothing of this may come as far as loading a model for its sensitivities.
-    monkeypatch.setattr(stages, "collect_statistics", lambda *_, **__: pytest.fail("work began"))
+    causal = msgspec.structs.replace(tasks._TASKS["causal"], statistics=lambda *_, **__: pytest.fail("work began"))
+    monkeypatch.setitem(tasks._TASKS, "causal", causal)
     return tmp_path
 
 

@@ -46,6 +46,7 @@ def test_everything_is_written_and_nothing_is_left_over(finished: Path) -> None:
         "reference",
         "report.html",
         "report.json",
+        "strict",
         "vocabularies.npz",
     ]
     assert [p.name for p in finished.parent.iterdir()] == ["out"], "no partial and no old folder"

@@ -18,6 +18,7 @@ from edgegen.records.reference import Reference
 from edgegen.records.report import Report
 from edgegen.sdk.job import Job
 from edgegen.sdk.output import measure_output
+from edgegen.sdk.subject import Subject
 from tests.flows.command import make_calm
 from tests.tiny_models import sample_texts
 
@@ -107,7 +108,7 @@ def test_each_stage_alone(tmp_path: Path) -> None:
     folder = tmp_path / "work"
     folder.mkdir()
     device, stages = edgegen.load_profile(PROFILE), edgegen.stages
-    job = Job(str(model), str(tmp_path / "rows.jsonl"), device, load_target("gguf"))
+    job = Job(Subject(str(model), str(tmp_path / "rows.jsonl"), [load_target("gguf")]), device, load_target("gguf"))
     budgets = msgspec.structs.replace(device.budgets, max_kl=20.0)
 
     measured = stages.measure(job, folder, grids=("q8_0", "q4_0"), vocab="320")

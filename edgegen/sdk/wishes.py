@@ -1,0 +1,134 @@
+"""What a user wants of a result, beside the device: budgets, preference, grids, vocabulary."""
+
+from __future__ import annotations
+
+from typing import TypedDict
+
+import msgspec
+
+from edgegen.catalog import load_profile
+from edgegen.errors import ConfigError, UnsupportedError
+from edgegen.records.model import Task
+from edgegen.records.profile import Budgets, Profile
+
+
+class Wishes(TypedDict, total=False):
+    """Keyword arguments of `compress`, `plan` and `bake_off`; what is left out is the profile's own."""
+
+    max_bytes: int | None
+    """Largest size of the model's files."""
+    max_rss_bytes: int | None
+    """Largest resident memory."""
+    min_tokens_per_s: float | None
+    """Slowest decoding."""
+    max_ttft_ms: float | None
+    """Longest time to the first token."""
+    max_kl: float | None
+    """Largest mean KL to the original, nats per token; of models that continue text."""
+    min_cosine: float | None
+    """Least mean cosine similarity to the original's vectors; of encoders."""
+    prefer: str
+    """What to optimise within the budgets: `quality`, `size`, `speed`; `auto` (the default) is quality where a size
+    budget is given and size otherwise."""
+    grids: tuple[str, ...] | None
+    """Allowed number grids; None: what the target plans with."""
+    vocab: str
+    """`auto` (the default), `keep`, or a number of tokens."""
+
+
+class Wanted(msgspec.Struct, frozen=True):
+    """A device with the budgets that count."""
+
+    profile: Profile
+    budgets: Budgets
+    prefer: str
+    grids: tuple[str, ...] | None
+    vocab: str
+    given: frozenset[str] = frozenset()
+    """Budgets that are not the profile's own."""
+
+    @property
+    def is_sized(self) -> bool:
+        """Whether a size was given and quality is what it buys."""
+        return self.prefer == "quality" and bool(self.given & {"max_bytes", "max_rss_bytes"})
+
+
+MIN_COSINE = 0.99
+"""Where neither the profile nor the user says how close an encoder has to stay."""
+_BUDGETS = ("max_bytes", "max_rss_bytes", "min_tokens_per_s", "max_ttft_ms", "max_kl", "min_cosine")
+
+
+def resolve(profile: str | Profile, targets: tuple[str, ...], wishes: Wishes) -> Wanted:
+    """Load the profile and lay the given budgets over its own.
+
+    Raises:
+        TypeError: a wish that there is not.
+        ConfigError: unknown profile, a budget that is not positive, an unknown preference, or size without a limit on
+            KL.
+        UnsupportedError: the device does not run a target, or this version cannot write it.
+    """
+    from edgegen.export.registry import exporter_for
+
+    unknown = set(wishes) - set(Wishes.__annotations__)
+    if unknown:
+        raise TypeError(f"unknown argument {sorted(unknown)[0]!r}; known: {', '.join(Wishes.__annotations__)}")
+    found = load_profile(profile) if isinstance(profile, str) else profile
+    for target in targets:
+        exporter_for(target)
+        if target not in found.targets:
+            raise UnsupportedError(
+                f"profile {found.name} does not run target {target}",
+                hint="It runs: " + ", ".join(found.targets) + ".",
+            )
+    given = {name: wishes[name] for name in _BUDGETS if wishes.get(name) is not None}  # type: ignore[literal-required]
+    for name, value in given.items():
+        if not value > 0:
+            raise ConfigError(
+                f"budget {name} is {value}; it must be above 0", hint="Leave it out for the profile's own."
+            )
+    prefer = wishes.get("prefer", "auto")
+    if prefer not in ("auto", "quality", "size", "speed"):
+        raise ConfigError(f"prefer: {prefer!r} is not one of auto, quality, size, speed")
+    sized = "max_bytes" in given or "max_rss_bytes" in given
+    if prefer == "auto":
+        prefer = "quality" if sized else "size"
+    budgets = msgspec.structs.replace(found.budgets, **given)
+    if prefer == "quality" and sized and "max_kl" not in given:
+        # The user set the size: quality is what it buys, not a second limit that they did not ask for.
+        budgets = msgspec.structs.replace(budgets, max_kl=None)
+    if prefer != "quality" and budgets.max_kl is None and budgets.min_cosine is None:
+        raise _no_limit(prefer)
+    return Wanted(
+        profile=found,
+        budgets=budgets,
+        prefer=prefer,
+        grids=wishes.get("grids"),
+        vocab=wishes.get("vocab", "auto"),
+        given=frozenset(given),
+    )
+
+
+def fit_task(wanted: Wanted, task: Task) -> Wanted:
+    """Keep the limit on quality that a model of this kind is judged by.
+
+    Raises:
+        ConfigError: the other kind's limit was given, or there is none where size or speed is preferred.
+    """
+    budgets, given = wanted.budgets, wanted.given
+    if task == "causal":
+        if "min_cosine" in given:
+            raise ConfigError("--min-cosine is for encoders; this model continues text", hint="Use --max-kl.")
+        if wanted.prefer != "quality" and budgets.max_kl is None:
+            raise _no_limit(wanted.prefer)
+        return msgspec.structs.replace(wanted, budgets=msgspec.structs.replace(budgets, min_cosine=None))
+    if "max_kl" in given:
+        raise ConfigError("--max-kl is for models that continue text; this is an encoder", hint="Use --min-cosine.")
+    least = MIN_COSINE if budgets.min_cosine is None else budgets.min_cosine
+    if not least < 1:
+        raise ConfigError(f"--min-cosine is {least:g}; it must be below 1", hint="Write it like 0.99.")
+    limit = None if wanted.is_sized and "min_cosine" not in given else least
+    return msgspec.structs.replace(wanted, budgets=msgspec.structs.replace(budgets, max_kl=None, min_cosine=limit))
+
+
+def _no_limit(prefer: str) -> ConfigError:
+    return ConfigError(f"preferring {prefer} needs a limit on quality", hint="Add --max-kl, for example 0.05.")

@@ -1,0 +1,35 @@
+"""Which limit on quality counts: KL of models that continue text, cosine similarity of encoders."""
+
+import pytest
+
+from edgegen.errors import ConfigError
+from edgegen.sdk.wishes import MIN_COSINE, Wishes, fit_task, resolve
+
+PROFILE = "raspberry-pi-5-8gb"
+
+
+def test_each_task_keeps_its_own_limit() -> None:
+    both = resolve(PROFILE, ("gguf",), Wishes())
+    causal, encoder = fit_task(both, "causal").budgets, fit_task(both, "encoder").budgets
+    assert causal.max_kl == both.budgets.max_kl and causal.min_cosine is None
+    assert encoder.max_kl is None and encoder.min_cosine == MIN_COSINE
+
+
+def test_a_given_size_sets_the_default_aside_but_not_a_given_limit() -> None:
+    sized = resolve(PROFILE, ("gguf",), Wishes(max_bytes=1000))
+    assert fit_task(sized, "encoder").budgets.min_cosine is None
+    exact = resolve(PROFILE, ("gguf",), Wishes(max_bytes=1000, min_cosine=0.95))
+    assert fit_task(exact, "encoder").budgets.min_cosine == 0.95
+
+
+@pytest.mark.parametrize(
+    ("wishes", "task", "said"),
+    [
+        ({"min_cosine": 0.9}, "causal", "--min-cosine is for encoders"),
+        ({"max_kl": 0.1}, "encoder", "--max-kl is for models that continue text"),
+        ({"min_cosine": 1.0}, "encoder", "must be below 1"),
+    ],
+)
+def test_the_other_tasks_limit_is_refused(wishes: Wishes, task: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        fit_task(resolve(PROFILE, ("gguf",), wishes), task)  # type: ignore[arg-type]
