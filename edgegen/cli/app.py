@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from edgegen import __version__
-from edgegen.cli import bench, compress, doctor, emulate, plan, profiles, run, verify
+from edgegen.cli import bench, compress, doctor, emulate, keys, pack, plan, profiles, repo, run, verify
 from edgegen.cli.render import fail
 from edgegen.errors import DeviceError, EdgegenError, UnsupportedError
 
@@ -29,6 +29,9 @@ app.command("plan")(plan.plan)
 app.command("compress")(compress.compress)
 app.command("verify")(verify.verify)
 app.command("run")(run.run)
+app.command("pack")(pack.pack)
+app.add_typer(keys.app, name="keys")
+app.add_typer(repo.app, name="repo")
 app.command("bench")(bench.bench)
 app.add_typer(
     emulate.app, name="emulate", help="Run artifacts on a device's own processor core: set it up, say what is."

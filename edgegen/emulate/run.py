@@ -124,7 +124,7 @@ def run_module(
             str(root / "usr" / "bin" / f"python{PYTHON}"),
             *("-m", module, *arguments),
         ]
-        return _finish(command, _environment(paths, Path(scratch), folder), timeout_s)
+        return _finish(command, _environment(paths, folder), timeout_s)
 
 
 def _package_paths(folder: Path, setup: Emulation, without: Sequence[str], changed: Path) -> list[str]:
@@ -161,10 +161,10 @@ def _link(source: str, target: str) -> None:
         shutil.copy2(source, target)
 
 
-def _environment(paths: Sequence[str], home: Path, folder: Path) -> dict[str, str]:
+def _environment(paths: Sequence[str], folder: Path) -> dict[str, str]:
     return {
         "PATH": "/usr/bin",
-        "HOME": str(home),  # what runtimes keep there goes when the run ends
+        "HOME": str(folder),
         "LANG": "C.UTF-8",
         "PYTHONPATH": os.pathsep.join(paths),
         "PYTHONNOUSERSITE": "1",

@@ -4,12 +4,9 @@
 
 - `uB_N`: b = B bits, blocks of N columns, float32 scales, an integer zero point z for each block
   (`MatMulNBits` and `GatherBlockQuantized` of ONNX Runtime);
-- `sB_N`: the same with z = 2^(b-1) everywhere and not stored; the scales of `u4_N` and `s4_N` are bfloat16 numbers,
-  because ONNX Runtime's kernels on ARM (KleidiAI) drop the lower half of a scale. Rounded before the codes are chosen
-  they cost nothing that can be measured; dropped after, they would make every weight a little smaller there;
+- `sB_N`: the same with z = 2^(b-1) everywhere and not stored;
 - `iB_row`, `iB_N`: signed levels -(2^(b-1) - 1) … 2^(b-1) - 1, one scale for a row (float32) or for each block
-  (float16 with 8 significant bits: files hold float16 and XNNPACK makes bfloat16 of it), as LiteRT's kernels want them;
-  stored here with z = 2^(b-1) like the others.
+  (float16), as LiteRT's XNNPACK kernels want them; stored here with z = 2^(b-1) like the others.
 
 For each block the scale is searched: several clipped ranges are tried, after each the scale is fitted to the codes by
 weighted least squares, and the one with the least Σ h (w - s (q - z))² is kept (h: the importance of a column; the
@@ -35,10 +32,6 @@ Bytes = NDArray[np.uint8]
 
 _CHUNK_VALUES = 2_000_000
 """Weights rounded at once: bounds the working memory to some 100 MB."""
-
-
-_SMALLEST_SCALE, _LARGEST_SCALE = np.float32(2.0**-14), 255 * 2.0**8
-"""Of float16 without subnormal numbers, with 8 significant bits."""
 
 
 class Uniform(msgspec.Struct, frozen=True):
@@ -248,18 +241,15 @@ def _starts(values: Floats, spec: Uniform) -> list[tuple[Floats, Floats]]:
 def _storable(scale: Floats, spec: Uniform) -> Floats:
     """The scale as it will be stored; never zero, so that it can be divided by."""
     if spec.scale_bytes == 4:
-        stored = np.where(scale == 0, np.float32(1e-8), scale).astype(np.float32)
-        return _upper_half(stored) if spec.partial and spec.bits == 4 else stored
-    rounded = _upper_half(scale)
-    if float(np.abs(rounded).max(initial=0)) > _LARGEST_SCALE:
+        return np.where(scale == 0, np.float32(1e-8), scale).astype(np.float32)
+    if float(np.abs(scale).max(initial=0)) > 65504:
         raise UnsupportedError("weights so large that their scale does not fit 16 bits", hint="Check the checkpoint.")
-    return np.where(np.abs(rounded) < _SMALLEST_SCALE, np.copysign(_SMALLEST_SCALE, rounded), rounded)
-
-
-def _upper_half(values: Floats) -> Floats:
-    """Rounded to the nearest bfloat16 (8 significant bits), ties to even."""
-    bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32).astype(np.uint64)
-    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16 << 16).astype(np.uint32).view(np.float32)
+    stored = scale.astype(np.float16).astype(np.float32)
+    return (
+        np.where(np.abs(stored) < 6.2e-5, np.where(stored < 0, -6.2e-5, 6.2e-5), stored)
+        .astype(np.float16)
+        .astype(np.float32)
+    )
 
 
 def _codes(values: Floats, scale: Floats, zero: Floats, spec: Uniform) -> Floats:

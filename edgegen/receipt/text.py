@@ -33,7 +33,7 @@ def summary_lines(report: Report, plan: Plan | None) -> list[str]:
         cells = [row[0].ljust(widths[0])]
         cells += [cell.rjust(width) for cell, width in zip(row[1:4], widths[1:4], strict=True)]
         lines.append("  ".join([*cells, row[4]]).rstrip())
-    lines += ["", *_quality_lines(report), *_emulated_lines(report)]
+    lines += ["", *_quality_lines(report)]
     lines += [f"! {note}" for note in all_notes(report, plan)]
     return [visible(line).replace("\n", " ").replace("\t", " ") for line in lines]
 
@@ -57,7 +57,7 @@ def summary_table(report: Report, plan: Plan | None) -> RenderableType:
         Text(""),
         table,
         Text(""),
-        *(Text(visible(line)) for line in (*_quality_lines(report), *_emulated_lines(report))),
+        *(Text(visible(line)) for line in _quality_lines(report)),
         *(Text(visible(f"! {note}"), style="yellow") for note in all_notes(report, plan)),
     )
 
@@ -125,27 +125,6 @@ def _parity_lines(report: Report) -> list[str]:
         if parity is not None
     ]
     return [f"Against torch with the same rounded weights: {'; '.join(words)}"] if words else []
-
-
-def _emulated_lines(report: Report) -> list[str]:
-    """Each run on an emulated core: how far it is from what was planned and from this machine, or why it failed."""
-    lines = []
-    for run in report.emulated:
-        told = []
-        for words, parity, vectors in (
-            ("torch", run.planned, run.planned_vectors),
-            ("this machine", run.host, run.host_vectors),
-        ):
-            if parity:
-                same = f"greedy text equal for {parity.greedy_prefix} of {parity.greedy_tokens} tokens"
-                told.append(f"KL {show(parity.kl)} to {words}, top-1 {show(parity.top1_fraction, 'fraction')}, {same}")
-            elif vectors:
-                told.append(f"1 - cosine {show(vectors.distance)} to {words}")
-        if run.fault:
-            told = [f"fails: {run.fault}" + (f" Remedy: {run.remedy}" if run.remedy else "")]
-        what = f"{run.runtime} {run.version} {run.change or 'as published'}"
-        lines.append(f"{'✓' if run.passed else '✗'} {run.cpu_model}, emulated, {what}: {'; '.join(told)}")
-    return lines
 
 
 def _interval(interval: Interval, kind: Kind = "number") -> str:

@@ -31,8 +31,6 @@ CHECK_TITLES = {
     "sane_text": "Writes sane text",
     "intact": "Files are intact",
 }
-_RUNS_ON = "runs_on_"
-"""A check's name goes on with a processor core."""
 _ENCODER_TITLES = {"min_tok_s": "Reading speed", "max_ttft": "Time for one text"}
 _BUDGETS = ("max_bytes", "max_rss", "min_tok_s", "max_ttft", "max_kl", "min_cosine")
 _AT_LEAST = ("min_tok_s", "parity_top1", "tokenizer", "min_cosine", "rank_correlation")
@@ -204,8 +202,6 @@ def verdict_line(report: Report) -> str:
 
 def check_title(name: str, task: Task = "causal") -> str:
     """A check's name in words; an unknown one as it is."""
-    if name.startswith(_RUNS_ON):
-        return f"Runs on {name.removeprefix(_RUNS_ON)}"
     if task == "encoder":
         return _ENCODER_TITLES.get(name) or CHECK_TITLES.get(name, name)
     return CHECK_TITLES.get(name, name)

@@ -47,6 +47,33 @@ class Parity(Record, frozen=True):
     """How many there were to agree on."""
 
 
+class Emulated(Record, frozen=True):
+    """One run of the artifact on an emulated processor core: the device's own kernels, not its speed."""
+
+    cpu_model: str
+    """The profile's core, such as `cortex-a72`."""
+    emulated_as: str
+    """The core that the emulator took: the same, or the nearest that it knows."""
+    runtime: str
+    version: str
+    """Of the aarch64 package; empty where it did not get so far as to say."""
+    change: str
+    """What was taken out of the runtime's package beforehand; empty: the package as it is published."""
+    passed: bool
+    tokens: int
+    """How many predictions were compared."""
+    planned: Parity | None
+    """Against the torch model with the same rounded weights; None where the run failed."""
+    host: Parity | None
+    """Against the same runtime on the machine that verified; None where either failed."""
+    seconds: float
+    """Wall time under emulation; says nothing about the device's."""
+    fault: str = ""
+    """Why the run failed, in one line."""
+    remedy: str = ""
+    """What to do on the device about a known fault."""
+
+
 class Quality(Record, frozen=True):
     """The artifact against the original model on held-out text."""
 
@@ -76,34 +103,6 @@ class VectorParity(Record, frozen=True):
     max_distance: float
     max_abs_difference: float
     """Of any number in any vector."""
-
-
-class Emulated(Record, frozen=True):
-    """One run of the artifact on an emulated processor core: the device's own kernels, not its speed."""
-
-    cpu_model: str
-    """The profile's core, such as `cortex-a72`."""
-    emulated_as: str
-    """The core that the emulator took: the same, or the nearest that it knows."""
-    runtime: str
-    version: str
-    """Of the aarch64 package; empty where it did not get so far as to say."""
-    change: str
-    """What was taken out of the runtime's package beforehand; empty: the package as it is published."""
-    passed: bool
-    planned: Parity | None
-    """Against the torch model with the same rounded weights; None where the run failed, and of an encoder."""
-    host: Parity | None
-    """Against the same runtime on the machine that verified; likewise."""
-    planned_vectors: VectorParity | None
-    """As `planned`, of an encoder."""
-    host_vectors: VectorParity | None
-    seconds: float
-    """Wall time under emulation; says nothing about the device's."""
-    fault: str = ""
-    """Why the run failed, in one line."""
-    remedy: str = ""
-    """What to do on the device about a known fault."""
 
 
 class VectorQuality(Record, frozen=True):

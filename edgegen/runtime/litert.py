@@ -217,8 +217,7 @@ def compiled_model(model: Path, threads: int) -> Any:
 def _require_loadable() -> None:
     if needs_removal():
         raise UnsupportedError(
-            f"LiteRT's CompiledModel ends the process on {cpu_name()}: a library of its package was compiled with lse "
-            "enabled, which needs ARMv8.1",
+            f"LiteRT's CompiledModel ends the process on {cpu_name()}: a library of its package needs ARMv8.1",
             hint=f"Remove {webgpu_library()}; until then the runtime litert-interpreter works.",
         )
     library_version()

@@ -23,18 +23,14 @@ from numpy.typing import NDArray
 from edgegen.common.codec import load_json, save_json
 from edgegen.emulate import RUNTIME_PACKAGES, Finished, emulated_core, read_setup, run_module
 from edgegen.errors import UnsupportedError
-from edgegen.records.artifact import Artifact
 from edgegen.records.base import Record
-from edgegen.records.model import Task
 from edgegen.records.plan import Plan
-from edgegen.records.profile import Device
 from edgegen.records.reference import Reference
-from edgegen.records.report import Check, Emulated, Parity, VectorParity
+from edgegen.records.report import Check, Emulated, Parity
 from edgegen.records.target import Fault, Target
 from edgegen.verify.process import WORKER, known_fault, last_words, run_worker
 from edgegen.verify.quality import compare_parity
-from edgegen.verify.vectors import vector_parity
-from edgegen.verify.worker import Request, Result, common_prefix, sample_texts, sample_windows
+from edgegen.verify.worker import Request, Result, sample_windows
 
 _TOKENS = 128
 _ANSWER_TOKENS = 16
@@ -52,8 +48,8 @@ class _Sample(msgspec.Struct, frozen=True):
     """What one machine computed."""
 
     result: Result
-    values: NDArray[np.float32] | None
-    """(T, V) logits of all windows, or an encoder's (W, D) vectors; None where it failed."""
+    logits: NDArray[np.float32] | None
+    """(T, V) of all windows; None where it failed."""
 
 
 def emulate_artifact(
@@ -87,6 +83,8 @@ def emulate_artifact(
         return Findings(
             notes=(f"Not emulated: the profile {plan.profile.name} does not name its processor core (cpu_model).",)
         )
+    if plan.summary.task == "encoder":
+        return _not_checked(device.cpu_model, "emulation compares logits, which an encoder has none of")
     reference = load_json(reference_folder / "reference.json", Reference)
     setup = read_setup()
     if setup is None:
@@ -99,38 +97,29 @@ def emulate_artifact(
     except UnsupportedError as error:
         return _not_checked(device.cpu_model, f"{error}. {error.hint}")
     tell = progress or (lambda *event: None)
-    artifact = load_json(artifact_folder / "artifact.json", Artifact)
     with tempfile.TemporaryDirectory() as scratch:
         request = _request(artifact_folder, reference_folder, runtime, Path(scratch))
         here = _sample_of(run_worker(request, target), request)
         tell(1, 2)
+        planned = _planned(reference_folder, reference)
         bench = _Bench(
-            device=device,
-            core=core,
-            target=target,
-            request=request,
-            planned=_planned(reference_folder, reference, artifact.task),
-            here=here,
-            version=setup.packages[RUNTIME_PACKAGES[runtime]],
-            task=artifact.task,
+            device.cpu_model, core, target, request, planned, here, setup.packages[RUNTIME_PACKAGES[runtime]]
         )
         runs = [bench.run(None)]
-        fault = next((fault for fault in target.faults if runs[0].remedy == fault.remedy), None)
+        fault = next((fault for fault in target.faults if fault.remedy == runs[0].remedy), None)
         if fault and fault.remove:
             tell(2, 3)
             runs.append(bench.run(fault))
     tell(1, 1)
     return Findings(
-        runs=tuple(runs),
-        checks=(_check(runs[-1], target, artifact.task),),
-        notes=tuple(_notes(runs[-1], here.result.version)),
+        runs=tuple(runs), checks=(_check(runs[-1], target),), notes=tuple(_notes(runs[-1], here.result.version))
     )
 
 
 class _Bench(msgspec.Struct, frozen=True):
     """What every run has in common."""
 
-    device: Device
+    cpu_model: str
     core: str
     target: Target
     request: Request
@@ -138,7 +127,6 @@ class _Bench(msgspec.Struct, frozen=True):
     here: _Sample
     version: str
     """Of the package that is set up."""
-    task: Task
 
     def run(self, remedied: Fault | None) -> Emulated:
         """Run the artifact under emulation, after a fault's remedy if one is given."""
@@ -147,53 +135,29 @@ class _Bench(msgspec.Struct, frozen=True):
         request = msgspec.structs.replace(self.request, logits=str(scratch / "emulated.npy"))
         save_json(request_path, request)
         result_path.unlink(missing_ok=True)
-        without = remedied.remove if remedied else ()
-        ended = run_module(WORKER, [str(request_path), str(result_path)], core=self.core, without=without)
-        has_result = result_path.exists()
-        found = _sample_of(load_json(result_path, Result) if has_result else Result(error=_failure(ended)), request)
-        error, fault = found.result.error, known_fault(ended.stderr, self.target) if not has_result else None
-        if has_result and error and not remedied:
-            ended, fault = self._confirm()
-        planned, planned_vectors = self._compared(self.planned, found)
-        host, host_vectors = self._compared(self.here, found)
-        kl_kept = planned is not None and planned.kl <= self.target.parity_max_kl
-        distance_kept = planned_vectors is not None and planned_vectors.distance <= self.target.parity_max_distance
+        ended = run_module(
+            WORKER,
+            [str(request_path), str(result_path)],
+            core=self.core,
+            without=remedied.remove if remedied else (),
+        )
+        result = load_json(result_path, Result) if result_path.exists() else Result(error=_failure(ended))
+        found = _sample_of(result, request)
+        fault = known_fault(ended.stderr, self.target) if not result_path.exists() else None
+        planned = _compared(self.planned, found)
         return Emulated(
-            cpu_model=self.device.cpu_model,
+            cpu_model=self.cpu_model,
             emulated_as=self.core,
             runtime=self.request.runtime,
-            version=found.result.version or self.version,
-            change="without " + ", ".join(without) if without else "",
-            passed=kl_kept or distance_kept,
+            version=result.version or self.version,
+            change="without " + ", ".join(remedied.remove) if remedied else "",
+            passed=planned is not None and planned.kl <= self.target.parity_max_kl,
+            tokens=planned.tokens if planned else 0,
             planned=planned,
-            host=host,
-            planned_vectors=planned_vectors,
-            host_vectors=host_vectors,
+            host=_compared(self.here, found),
             seconds=ended.seconds,
-            fault=f"{_failure(ended)} Known: {fault.what}" if fault else error,
+            fault=f"{_failure(ended)}: {fault.what}" if fault else found.result.error,
             remedy=fault.remedy if fault else "",
-        )
-
-    def _confirm(self) -> tuple[Finished, Fault | None]:
-        """The runtime refused beforehand: whether a known fault is the reason, shown by what it would have loaded."""
-        ended = Finished(code=0, signal=0, timed_out=False, stderr="", seconds=0.0)
-        for fault in self.target.faults:
-            if fault.runtime == self.request.runtime and self.device.meets(fault) and fault.remove:
-                ended = run_module("edgegen.emulate.load", fault.remove, core=self.core)
-                if fault.sign in ended.stderr:
-                    return ended, fault
-        return ended, None
-
-    def _compared(self, expected: _Sample, found: _Sample) -> tuple[Parity | None, VectorParity | None]:
-        if expected.values is None or found.values is None:
-            return None, None
-        if self.task == "encoder":
-            return None, vector_parity(expected.values, found.values)
-        parity = compare_parity(iter([(expected.values, found.values)]))
-        wanted, made = (sample.result.answers[0] if sample.result.answers else () for sample in (expected, found))
-        return (
-            msgspec.structs.replace(parity, greedy_prefix=common_prefix(wanted, made), greedy_tokens=len(wanted)),
-            None,
         )
 
 
@@ -215,51 +179,50 @@ def _request(artifact: Path, reference: Path, runtime: str, scratch: Path) -> Re
 
 def _sample_of(result: Result, request: Request) -> _Sample:
     if result.error:
-        return _Sample(result=result, values=None)
-    values = np.load(request.logits)
-    if not np.isfinite(values).all():
+        return _Sample(result=result, logits=None)
+    logits = np.load(request.logits)
+    if not np.isfinite(logits).all():
         wrong = "the runtime computes numbers that are not finite"
-        return _Sample(result=msgspec.structs.replace(result, error=wrong), values=None)
-    return _Sample(result=result, values=values)
+        return _Sample(result=msgspec.structs.replace(result, error=wrong), logits=None)
+    return _Sample(result=result, logits=logits)
 
 
-def _planned(folder: Path, reference: Reference, task: Task) -> _Sample:
+def _planned(folder: Path, reference: Reference) -> _Sample:
     """What the torch model with the same rounded weights says."""
     stored = np.load(folder / "parity.npy", mmap_mode="r")
-    if task == "encoder":
-        return _Sample(result=Result(), values=np.array(stored[: len(sample_texts(reference, _TOKENS))]))
     starts = np.cumsum([0, *(len(window.ids) for window in reference.windows)])
     parts = [
         np.asarray(stored[start : start + len(ids)], dtype=np.float32)
         for start, ids in zip(starts, sample_windows(reference, _TOKENS), strict=False)
     ]
     tokens = tuple(run.tokens[:_ANSWER_TOKENS] for run in reference.greedy[:1])
-    return _Sample(result=Result(answers=tokens), values=np.concatenate(parts))
+    return _Sample(result=Result(answers=tokens), logits=np.concatenate(parts))
+
+
+def _compared(expected: _Sample, found: _Sample) -> Parity | None:
+    if expected.logits is None or found.logits is None:
+        return None
+    parity = compare_parity(iter([(expected.logits, found.logits)]))
+    wanted, made = (sample.result.answers[0] if sample.result.answers else () for sample in (expected, found))
+    same = [a == b for a, b in zip(wanted, made, strict=False)]
+    prefix = same.index(False) if False in same else len(same)
+    return msgspec.structs.replace(parity, greedy_prefix=prefix, greedy_tokens=len(wanted))
 
 
 def _failure(ended: Finished) -> str:
     return f"the runtime ended ({ended.reason}): {last_words(ended.stderr)}"
 
 
-def _check(run: Emulated, target: Target, task: Task) -> Check:
+def _check(run: Emulated, target: Target) -> Check:
     what = f"{run.runtime} {run.version}" + (f" {run.change}" if run.change else "")
-    is_encoder = task == "encoder"
-    compared = (
-        f"{run.planned_vectors.texts} texts"
-        if run.planned_vectors
-        else f"{run.planned.tokens} tokens"
-        if run.planned
-        else ""
-    )
-    measured = run.planned_vectors.distance if run.planned_vectors else run.planned.kl if run.planned else None
     return Check(
         name=f"runs_on_{run.cpu_model}",
-        limit=target.parity_max_distance if is_encoder else target.parity_max_kl,
-        measured=measured,
+        limit=target.parity_max_kl,
+        measured=run.planned.kl if run.planned else None,
         predicted=None,
-        unit="1 - cosine" if is_encoder else "nats/token",
+        unit="nats/token",
         passed=run.passed,
-        detail=f"emulated, {what}: " + (run.fault or f"{compared} against the torch model with the same weights"),
+        detail=f"emulated, {what}: " + (run.fault or f"{run.tokens} tokens against the torch model"),
     )
 
 

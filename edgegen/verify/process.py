@@ -39,7 +39,6 @@ def known_fault(stderr: str, target: Target) -> Fault | None:
 
 
 def last_words(stderr: str) -> str:
-    """The last line of what a crashed program wrote, the emulator's own left out."""
-    lines = [line.strip("\0 \t") for line in stderr.splitlines()]
-    lines = [line for line in lines if line and not line.startswith("qemu:")]
-    return lines[-1][:300] if lines else "no message"
+    """The last line of what a crashed program wrote."""
+    last = stderr.strip().splitlines()[-1:] or ["no message"]
+    return last[0].strip()[:300]

@@ -166,13 +166,11 @@ def _measure_speed(
 def _compare_vectors(session: EncoderSession, request: Request, reference: Reference) -> Result:
     """Encode a reference folder's texts: all, or those that the torch model with rounded weights encoded too."""
     folder = Path(request.reference)
-    windows = {"quality": reference.windows, "sample": sample_texts(reference, request.sample_tokens)}.get(
-        request.what, parity_windows(reference)
-    )
+    windows = reference.windows if request.what == "quality" else parity_windows(reference)
     found = np.stack([session.embed(window.ids) for window in windows])
     if not np.isfinite(found).all():
         raise DeviceError("the runtime computes NaN from these weights")
-    if request.what in ("logits", "sample"):
+    if request.what == "logits":
         np.save(request.logits, found)
         return Result()
     expected = np.load(folder / "parity.npy")
@@ -180,13 +178,6 @@ def _compare_vectors(session: EncoderSession, request: Request, reference: Refer
     if request.what == "parity":
         return Result(vector_parity=parity)
     return Result(vector_parity=parity, vectors=vector_quality(np.load(folder / "quality.npy"), found))
-
-
-def sample_texts(reference: Reference, tokens: int) -> tuple[ReferenceWindow, ...]:
-    """The first parity windows, whole, of so many tokens together; at least one."""
-    windows = parity_windows(reference)
-    together = np.cumsum([len(window.ids) for window in windows])
-    return windows[: max(1, int((together <= tokens).sum()))]
 
 
 def sample_windows(reference: Reference, tokens: int) -> list[tuple[int, ...]]:

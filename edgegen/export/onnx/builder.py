@@ -26,7 +26,6 @@ import copy
 import importlib
 import io
 import logging
-import os
 import sys
 import warnings
 from collections.abc import Iterator
@@ -37,7 +36,6 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
-from edgegen.errors import UnsupportedError
 from edgegen.export.onnx.families import BUILDERS, rotary_caches, windows
 from edgegen.export.onnx.weights import Matrix, Part, Weights, stacked
 from edgegen.modeling.rebuild import is_factorised
@@ -64,9 +62,6 @@ def build_graph(model: Any, weights: Weights, *, tokens: int) -> ir.Model:
         model: a causal language model of transformers; its one-dimensional parameters must have values, its matrices
             need none.
         tokens: length of the context.
-
-    Raises:
-        UnsupportedError: the builder refuses the configuration; it says why.
     """
     module, name = BUILDERS[model.config.model_type]
     config = copy.deepcopy(model.config)
@@ -87,10 +82,7 @@ def build_graph(model: Any, weights: Weights, *, tokens: int) -> ir.Model:
             "",
             {"windowed_kv_cache": False, "shared_embeddings": False},
         )
-        try:
-            builder.make_model("")
-        except NotImplementedError as error:
-            raise UnsupportedError(f"onnxruntime-genai's model builder refuses this model: {error}") from error
+        builder.make_model("")
         graph: ir.Model = builder.model
         graph.graph.inputs.append(builder.values[LOGITS_FROM])
         # onnxruntime-genai sizes the logits by what is declared.
@@ -101,11 +93,7 @@ def build_graph(model: Any, weights: Weights, *, tokens: int) -> ir.Model:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep what the libraries print, log and warn about off the terminal, and their paths out of `sys.path`.
-
-    They load ONNX Runtime, so its telemetry is switched off first.
-    """
-    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+    """Keep what the libraries print, log and warn about off the terminal, and their paths out of `sys.path`."""
     root, path = logging.getLogger(), list(sys.path)
     level, handlers, disabled = root.level, list(root.handlers), root.manager.disable
     logging.disable(logging.WARNING)
@@ -172,8 +160,7 @@ class _Packed:
     def make_rotary_embedding_caches(self, **given: Any) -> tuple[str, str]:
         this: Any = self
         kinds = getattr(self.source.config, "layer_types", None)
-        rules = getattr(self.source.config, "rope_parameters", None) or {}
-        by_kind = isinstance(rules.get("full_attention"), dict)
+        by_kind = isinstance(getattr(self.source.config, "rope_parameters", {}).get("full_attention"), dict)
         kind = kinds[this.layer_id] if kinds and by_kind else ""
         names = (f"cos.{kind}" if kind else "cos", f"sin.{kind}" if kind else "sin")
         if names[0] not in this.model.graph.initializers:

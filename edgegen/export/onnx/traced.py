@@ -13,7 +13,6 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
-from edgegen.errors import UnsupportedError
 from edgegen.export.onnx.builder import ACCURACY_LEVEL, quiet, register
 from edgegen.export.onnx.families import windows
 from edgegen.export.onnx.settings import head_size, kv_heads
@@ -36,9 +35,6 @@ def trace_graph(model: Any, weights: Weights, *, tokens: int) -> ir.Model:
     Args:
         model: a causal language model of transformers with its weights.
         tokens: length of the context.
-
-    Raises:
-        UnsupportedError: torch cannot trace it; the message carries its reason.
     """
     from transformers import AttentionInterface
     from transformers.masking_utils import AttentionMaskInterface
@@ -60,20 +56,16 @@ def trace_graph(model: Any, weights: Weights, *, tokens: int) -> ir.Model:
     dynamic = torch.export.Dim.DYNAMIC
     sequence = torch.export.Dim("sequence_length", min=1)
     with quiet(), torch.no_grad():
-        try:
-            program = torch.onnx.export(
-                _Traced(model, windows(config), tokens),
-                arguments,
-                dynamo=True,
-                opset_version=OPSET,
-                dynamic_shapes=({1: sequence}, {1: dynamic}, {1: sequence}, [{2: dynamic} for _ in names]),
-                input_names=["input_ids", "attention_mask", "position_ids", *(f"past_key_values.{n}" for n in names)],
-                output_names=["logits", *(f"present.{n}" for n in names)],
-                verbose=False,
-            )
-        except torch.onnx.OnnxExporterError as error:
-            first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-            raise UnsupportedError(f"torch cannot trace this model: {first[:300]}") from error
+        program = torch.onnx.export(
+            _Traced(model, windows(config), tokens),
+            arguments,
+            dynamo=True,
+            opset_version=OPSET,
+            dynamic_shapes=({1: sequence}, {1: dynamic}, {1: sequence}, [{2: dynamic} for _ in names]),
+            input_names=["input_ids", "attention_mask", "position_ids", *(f"past_key_values.{n}" for n in names)],
+            output_names=["logits", *(f"present.{n}" for n in names)],
+            verbose=False,
+        )
     assert program is not None
     graph: ir.Model = program.model
     _open_input(graph.graph)
