@@ -33,6 +33,7 @@ _PUBLIC = {
     "Chat": "edgegen.sdk.chat",
     "read_result": "edgegen.sdk.output",
     "Result": "edgegen.sdk.output",
+    "pack_bundle": "edgegen.sdk.release",
     "stages": "edgegen.sdk",
     "list_profiles": "edgegen.catalog",
     "load_profile": "edgegen.catalog",
@@ -49,6 +50,7 @@ _PUBLIC = {
     "UnsupportedError": "edgegen.errors",
     "InfeasibleError": "edgegen.errors",
     "DeviceError": "edgegen.errors",
+    "TrustError": "edgegen.errors",
     "NetworkError": "edgegen.errors",
 }
 

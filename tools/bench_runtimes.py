@@ -8,13 +8,13 @@
 | onnx    | onnxruntime-genai's model builder: `-p int4`, `-p int8`       | s4_32, s8_32 everywhere               |
 | litert  | ai-edge-quantizer: `dynamic_wi4b32_afp32`, `dynamic_wi8_afp32` | i4_32, i8_row everywhere              |
 
-The LiteRT quantizer gets edgegen's graph as the converter makes it in float32: the files of litert-torch's own export
-have other signatures, which no session here runs. Weights are rounded without importance, because how fast a runtime
-multiplies does not depend on their values; for the same reason a random model will do. Both of a pair run in the same
-session with the same settings, every measurement in a process of its own, all in turn (see `edgegen.verify.bench`).
+The LiteRT quantizer gets edgegen's graph in float32: files of litert-torch's own export have other signatures, which
+no session here runs. Weights are rounded without importance, because how fast a runtime multiplies does not depend on
+their values; for the same reason a random model will do. Both of a pair run in the same session with the same settings,
+every measurement in a process of its own, all of them in turn (see `edgegen.verify.bench`).
 
-The table shows medians. Ratios are of the best run of each: what else a machine does only ever takes time, so with
-equal numbers of runs the fastest of each is the fairest to compare.
+The table shows medians. Ratios are of the best run of each: what else a machine does only takes time, so with equal
+numbers of runs the fastest of each is the fairest to compare.
 
 Prints a Markdown table with the ratios edgegen/own and writes runtimes.json. Exit code 1 if a file is larger or a speed
 is below 0.95 of the runtime's own.
@@ -42,8 +42,6 @@ from edgegen.errors import EdgegenError
 from edgegen.export.folder import building, copy_companions
 from edgegen.export.gguf.families import family_of, translate
 from edgegen.export.gguf.tensors import place
-from edgegen.export.litert.convert import Request
-from edgegen.export.litert.export import SCORE_TOKENS
 from edgegen.export.registry import exporter_for
 from edgegen.modeling.checkpoint import Checkpoint
 from edgegen.modeling.load import empty_model, find_model, open_tokenizer, read_config, travelling_files
@@ -228,29 +226,7 @@ def onnx_pairs(subject: Subject) -> Iterator[Pair]:
 
 def litert_pairs(subject: Subject) -> Iterator[Pair]:
     """Google's quantizer on edgegen's graph in float32."""
-    plain = subject.place / "plain.tflite"
-    if not plain.exists():
-        tell(f"{subject.model.name}: converting to LiteRT in float32")
-        packed = subject.place / "packed"
-        subject.pack(packed, lambda info: "f32")
-        request = Request(
-            compressed=str(packed),
-            context_tokens=subject.context,
-            prefill=(min(subject.ubatch, subject.context),),
-            score_tokens=min(SCORE_TOKENS, subject.context),
-            model="",
-            strict="",
-        )
-        save_json(subject.place / "request.json", request)
-        code = (
-            "import sys; from pathlib import Path; from edgegen.common.codec import load_json\n"
-            "from edgegen.export.litert.convert import Request, convert_plain\n"
-            "request = load_json(Path(sys.argv[1]), Request)\n"
-            "convert_plain(Path(request.compressed), request, Path(sys.argv[2]))"
-        )
-        made = plain.with_suffix(".tmp.tflite")
-        _run([sys.executable, "-c", code, str(subject.place / "request.json"), str(made)])
-        made.replace(plain)
+    whole = subject.artifact("litert", "f32", lambda info: "f32")
     for recipe, grid in LITERT_RECIPES.items():
         ours = subject.artifact("litert", grid, lambda info, grid=grid: grid)  # type: ignore[misc]
 
@@ -261,10 +237,10 @@ def litert_pairs(subject: Subject) -> Iterator[Pair]:
                 "found.load_quantization_recipe(getattr(recipe, sys.argv[3])())\n"
                 "found.quantize().export_model(sys.argv[2])"
             )
-            _run([sys.executable, "-c", code, str(plain), str(place / "model.tflite"), recipe])
+            _run([sys.executable, "-c", code, str(whole / "model.tflite"), str(place / "model.tflite"), recipe])
             return ("model.tflite",)
 
-        yield Pair(f"litert {recipe}", ours, subject.beside(ours, f"ai-edge-quantizer-{recipe}", quantize))
+        yield Pair(f"litert {recipe}", ours, subject.beside(whole, f"ai-edge-quantizer-{recipe}", quantize))
 
 
 PAIRS = {"gguf": gguf_pairs, "onnx": onnx_pairs, "litert": litert_pairs}

@@ -38,7 +38,9 @@ EXTRAS: dict[str, tuple[str, dict[str, str]]] = {
     ),
     "litert": ("LiteRT artifacts (to come)", {"ai_edge_litert": "ai-edge-litert"}),
     "monitor": ("the terminal monitor (to come)", {"textual": "textual"}),
-    "server": ("the fleet server (to come)", {"starlette": "starlette", "uvicorn": "uvicorn"}),
+    "sign": ("sign releases", {"cryptography": "cryptography"}),
+    "server": ("the fleet server, and bringing releases to devices", {"starlette": "starlette", "uvicorn": "uvicorn"}),
+    "postgres": ("a fleet's store on PostgreSQL", {"psycopg": "psycopg"}),
 }
 """Extra → (what it gives, {module: distribution})."""
 
@@ -65,12 +67,6 @@ def doctor(json: options.Json = False) -> None:
         lines.append(f"{mark} {name:<9} {extra['gives']}")
         if extra["missing"]:
             lines.append(f"            missing {', '.join(extra['missing'])}: pip install 'edgegen[{name}]'")
-    emulation = found["emulation"]
-    lines.append(
-        f"✓ emulation {format_bytes(emulation['bytes'])}: {', '.join(emulation['packages'])}"
-        if emulation
-        else "· emulation run artifacts on a device's own processor core: edgegen emulate setup"
-    )
     lines.append(f"memory    {format_bytes(found['free_ram_bytes'])} free of {format_bytes(found['ram_bytes'])}")
     lines.append(f"disk      {format_bytes(found['free_disk_bytes'])} free here")
     lines.append("A model of N parameters needs about 5 N bytes of memory to compress (2.5 N above 1.5 billion).")
@@ -79,10 +75,7 @@ def doctor(json: options.Json = False) -> None:
 
 def examine() -> dict[str, Any]:
     """The same as plain values."""
-    import msgspec
     import psutil
-
-    from edgegen.emulate import read_setup
 
     memory = psutil.virtual_memory()
     extras = {}
@@ -94,7 +87,6 @@ def examine() -> dict[str, Any]:
         "edgegen": metadata.version("edgegen"),
         "python": sys.version.split()[0],
         "extras": extras,
-        "emulation": msgspec.to_builtins(read_setup()),
         "ram_bytes": memory.total,
         "free_ram_bytes": memory.available,
         "free_disk_bytes": shutil.disk_usage(Path.cwd()).free,

@@ -14,7 +14,6 @@ import os
 from pathlib import Path
 
 from edgegen.common.codec import load_json
-from edgegen.common.folders import cache_folder
 from edgegen.records.emulation import Emulation
 
 SUITE = "trixie"
@@ -38,8 +37,11 @@ RUNTIME_PACKAGES = {
 
 
 def emulation_folder() -> Path:
-    """`emulate` in edgegen's cache folder. It need not exist."""
-    return cache_folder().expanduser().absolute() / "emulate"
+    """`emulate` in `$EDGEGEN_CACHE`, else in edgegen's folder of the user's cache. It need not exist."""
+    cache = os.environ.get("EDGEGEN_CACHE")
+    if cache:
+        return Path(cache).expanduser().absolute() / "emulate"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edgegen" / "emulate"
 
 
 def read_setup(folder: Path | None = None) -> Emulation | None:

@@ -23,7 +23,7 @@ BASE = ("numpy", "msgspec", "tokenizers", "psutil", "jinja2", "markupsafe")
 
 RUNTIMES = {
     "onnx": ("onnxruntime", "onnxruntime-genai"),
-    "litert": ("ai-edge-litert", "ml_dtypes", "flatbuffers"),
+    "litert": ("ai-edge-litert", "ml_dtypes"),
 }
 """Extra → the packages that its runtimes import, without those that they only name."""
 

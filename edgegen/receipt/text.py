@@ -142,7 +142,7 @@ def _emulated_lines(report: Report) -> list[str]:
             elif vectors:
                 told.append(f"1 - cosine {show(vectors.distance)} to {words}")
         if run.fault:
-            told = [f"fails: {run.fault}" + (f" Remedy: {run.remedy}" if run.remedy else "")]
+            told = [f"fails: {run.fault}", *([f"Remedy: {run.remedy}"] if run.remedy else [])]
         what = f"{run.runtime} {run.version} {run.change or 'as published'}"
         lines.append(f"{'✓' if run.passed else '✗'} {run.cpu_model}, emulated, {what}: {'; '.join(told)}")
     return lines

@@ -23,7 +23,7 @@ from pathlib import Path
 from edgegen import __version__
 from edgegen.common.codec import encode_json, load_json, save_json
 from edgegen.common.host import allowed_cores
-from edgegen.errors import ConfigError, EdgegenError, UnsupportedError
+from edgegen.errors import ConfigError, EdgegenError
 from edgegen.records.artifact import Artifact
 from edgegen.records.base import Record
 from edgegen.records.bench import Bench, BenchRow, PromptSpeed, Spread
@@ -86,16 +86,10 @@ def run_bench(request: BenchRequest, progress: Callable[[int, int], None] | None
 
     Raises:
         ConfigError: no artifact in one of the folders, or a number that is not positive.
-        UnsupportedError: an encoder.
     """
     _check(request)
     started = time.monotonic()
     artifacts = {case.name: load_json(Path(case.artifact) / "artifact.json", Artifact) for case in request.cases}
-    for name, artifact in artifacts.items():
-        if artifact.task == "encoder":
-            raise UnsupportedError(
-                f"{name}: an encoder, which decodes no tokens", hint="edgegen verify measures its speed."
-            )
     cells = [
         (case, threads) for case in request.cases for threads in request.threads or _own_threads(artifacts[case.name])
     ]

@@ -142,14 +142,6 @@ def test_default_threads_are_the_artifacts_own_and_one(artifact: Path, tmp_path:
     assert [row.threads for row in found.rows] == sorted({1, len(os.sched_getaffinity(0))})
 
 
-def test_an_encoder_is_refused(artifact: Path, tmp_path: Path) -> None:
-    copy = shutil.copytree(artifact, tmp_path / "copy")
-    record = load_json(copy / "artifact.json", Artifact)
-    save_json(copy / "artifact.json", msgspec.structs.replace(record, task="encoder"))
-    done = run_cli("bench", copy, "--quiet")
-    assert done.code == 3 and "encoder" in done.err
-
-
 @pytest.mark.parametrize(
     ("options", "said"),
     [

@@ -87,11 +87,11 @@ def convert(request: Request) -> Result:
     folder = Path(request.compressed)
     with tempfile.TemporaryDirectory(prefix="edgegen-", dir=Path(request.model).parent) as scratch:
         plain = Path(scratch) / "plain.tflite"
-        sources, said = convert_plain(folder, request, plain)
+        sources, said = _convert_plain(folder, request, plain)
         return _carry(plain, sources, said, request)
 
 
-def convert_plain(folder: Path, request: Request, path: Path) -> tuple[dict[str, Any], str]:
+def _convert_plain(folder: Path, request: Request, path: Path) -> tuple[dict[str, Any], str]:
     """Write the model in float32 as the converter makes it; what is packed in its place, and the file's description."""
     warnings.filterwarnings("ignore")
     import litert_torch

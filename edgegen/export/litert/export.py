@@ -42,7 +42,7 @@ Progress = Callable[[str, float], None]
 
 MODEL_FILE = "model.tflite"
 
-SCORE_TOKENS = 64
+_SCORE_TOKENS = 64
 """Tokens whose logits are computed at once when an artifact is judged."""
 
 _CONVERTER_BYTES = 900_000_000
@@ -159,7 +159,7 @@ def export_litert(
             compressed=str(compressed_folder.resolve()),
             context_tokens=settings.context_tokens,
             prefill=(min(settings.ubatch_tokens, settings.context_tokens),),
-            score_tokens=min(SCORE_TOKENS, settings.context_tokens),
+            score_tokens=min(_SCORE_TOKENS, settings.context_tokens),
             model=str(scratch / MODEL_FILE),
             strict=str(scratch / "strict.tflite") if strict is not None else "",
         )
