@@ -97,7 +97,7 @@ def main() -> int:
         subject = Subject(model, given.data, out / "made" / model.name, given.context, given.ubatch)
         pairs = [pair for target in given.targets.split(",") for pair in PAIRS[target](subject)]
         found[model.name] = measure(pairs, [int(n) for n in given.threads.split(",")], given.repeats)
-    (out / "runtimes.json").write_bytes(encode_json(found))
+        (out / "runtimes.json").write_bytes(encode_json(found))  # what is measured is kept if a later model fails
     print("\n".join(table(found)))
     failures = [line for name, bench in found.items() for line in misses(name, bench)]
     print("\n".join(failures), file=sys.stderr)
