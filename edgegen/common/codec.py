@@ -94,6 +94,26 @@ def read_bytes(path: Path) -> bytes:
         raise ConfigError(f"{path}: {error.strerror}") from error
 
 
+def load_object(path: Path) -> dict[str, Any]:
+    """Read a JSON object of someone else's, whatever its keys.
+
+    Raises:
+        ConfigError: no such file, not JSON, or another JSON value.
+    """
+    try:
+        tree = msgspec.json.decode(read_bytes(path))
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid JSON: {error}") from error
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: not a JSON object")
+    return tree
+
+
+def load_object_if_there(path: Path) -> dict[str, Any]:
+    """The same, empty where there is no such file."""
+    return load_object(path) if path.is_file() else {}
+
+
 def did_you_mean(word: str, known: list[str]) -> str:
     """`Did you mean 'x'?` for a close match, else a list of what is known (at most 40)."""
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)

@@ -83,6 +83,22 @@ def replacing(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def filling(folder: Path) -> Iterator[Path]:
+    """Give a temporary folder to fill; on success it takes the place of `folder`, else it is removed."""
+    temporary = folder.with_name(folder.name + ".tmp")
+    remove_tree(temporary)
+    with disk_errors(folder):
+        try:
+            temporary.mkdir(parents=True)
+            yield temporary
+            remove_tree(folder)
+            temporary.replace(folder)
+        finally:
+            remove_tree(temporary)
+        sync_folder(folder.parent)
+
+
 def write_bytes(path: Path, data: bytes) -> None:
     """Write a file whole or not at all."""
     with replacing(path) as temporary:

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgegen.common.codec import save_json
-from edgegen.common.files import disk_errors, remove_tree, require_free_bytes, sync_folder, write_text
+from edgegen.common.files import filling, require_free_bytes, write_text
 from edgegen.modeling.load import travelling_files
 from edgegen.modeling.source import TensorSource
 from edgegen.modeling.summary import resized_config
@@ -56,23 +56,14 @@ def compress_model(
     """
     total = sum(choice.bytes for choice in plan.tensors)
     require_free_bytes(out.parent, int(total * 1.05) + 10_000_000)
-    building = out.with_name(out.name + ".tmp")
-    remove_tree(building)
-    with disk_errors(out):
-        try:
-            building.mkdir(parents=True)
-            folder = Path(plan.model.path)
-            files = _write_companions(plan, folder, config, kept, building)
-            packed, digest = _write_weights(plan, source, kept, building / "weights.bin", progress)
-            record = Compressed(
-                schema=1, summary=plan.summary, tensors=packed, digest=digest, steps=steps_of(plan), files=files
-            )
-            save_json(building / "compressed.json", record)
-            remove_tree(out)
-            building.replace(out)
-        finally:
-            remove_tree(building)
-        sync_folder(out.parent)
+    with filling(out) as building:
+        folder = Path(plan.model.path)
+        files = _write_companions(plan, folder, config, kept, building)
+        packed, digest = _write_weights(plan, source, kept, building / "weights.bin", progress)
+        record = Compressed(
+            schema=1, summary=plan.summary, tensors=packed, digest=digest, steps=steps_of(plan), files=files
+        )
+        save_json(building / "compressed.json", record)
     return record
 
 

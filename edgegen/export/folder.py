@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from edgegen import grids
-from edgegen.common.codec import read_bytes
+from edgegen.common.codec import load_object, load_object_if_there, read_bytes
 from edgegen.common.files import digest_file, disk_errors, remove_tree, replacing, sync_folder
 from edgegen.errors import ConfigError
 from edgegen.records.artifact import ArtifactFile
@@ -98,14 +97,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     Raises:
         ConfigError: missing, or not a JSON object.
     """
-    path = folder / "config.json"
-    try:
-        config = json.loads(read_bytes(path))
-    except ValueError as error:
-        raise ConfigError(f"{path}: not valid JSON: {error}") from error
-    if not isinstance(config, dict):
-        raise ConfigError(f"{path}: not a JSON object")
-    return config
+    return load_object(folder / "config.json")
 
 
 def map_weights(folder: Path, compressed: Compressed) -> NDArray[np.uint8]:
@@ -138,13 +130,13 @@ def special_tokens(folder: Path) -> SpecialTokens:
         ConfigError: no readable tokenizer.json.
     """
     library = _open_tokenizer(folder)
-    config = _optional_json(folder / "tokenizer_config.json")
-    for key, value in _optional_json(folder / "special_tokens_map.json").items():
+    config = load_object_if_there(folder / "tokenizer_config.json")
+    for key, value in load_object_if_there(folder / "special_tokens_map.json").items():
         config.setdefault(key, value)
     named = {role: _id_of(library, config.get(f"{role}_token")) for role in ("bos", "eos")}
     ends = [named["eos"]] if named["eos"] is not None else []
     for name in ("generation_config.json", "config.json"):
-        settings = _optional_json(folder / name)
+        settings = load_object_if_there(folder / name)
         value = settings.get("eos_token_id")
         ends += value if isinstance(value, list) else [] if value is None else [value]
         if named["bos"] is None and isinstance(settings.get("bos_token_id"), int):
@@ -197,15 +189,3 @@ def _id_of(library: Tokenizer, token: Any) -> int | None:
     text = token.get("content") if isinstance(token, dict) else token
     found = library.token_to_id(text) if isinstance(text, str) else None
     return None if found is None else int(found)
-
-
-def _optional_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        tree = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise ConfigError(f"{path}: not valid JSON: {error}") from error
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{path}: not a JSON object")
-    return tree

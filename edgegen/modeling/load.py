@@ -126,6 +126,21 @@ def read_config(ref: ModelRef) -> dict[str, Any]:
     return dict(config)
 
 
+def config_object(config: dict[str, Any]) -> Any:
+    """transformers' object of a config.json.
+
+    Raises:
+        UnsupportedError: transformers does not read it.
+    """
+    from transformers import AutoConfig
+
+    with quiet_transformers():
+        try:
+            return AutoConfig.for_model(**config)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UnsupportedError(f"transformers cannot read this configuration: {_first_line(error)}") from error
+
+
 @contextlib.contextmanager
 def quiet_transformers() -> Iterator[None]:
     """Keep the libraries' own progress bars and advice off stderr; errors still surface as exceptions."""

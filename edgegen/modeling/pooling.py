@@ -22,6 +22,11 @@ POOLING_FILES = ("modules.json", "1_Pooling/config.json", "sentence_bert_config.
 _MODES = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}
 
 
+def is_encoder(config: dict[str, Any]) -> bool:
+    """Whether a config.json is an encoder's."""
+    return config.get("model_type") in ENCODER_FAMILIES
+
+
 def read_pooling(folder: Path) -> tuple[Pooling, list[str]]:
     """The pooling of a checkpoint, with notes about what was assumed.
 

@@ -29,7 +29,7 @@ import torch
 from numpy.typing import NDArray
 
 from edgegen.common.codec import save_json
-from edgegen.common.files import disk_errors, remove_tree, require_free_bytes, sync_folder
+from edgegen.common.files import filling, require_free_bytes
 from edgegen.modeling.forward import counted_log_probs, counted_targets
 from edgegen.modeling.simulate import rounded_model
 from edgegen.modeling.source import TensorSource
@@ -94,43 +94,34 @@ def save_reference(
         if progress:
             progress(done, steps)
 
-    building = out.with_name(out.name + ".tmp")
-    remove_tree(building)
-    with disk_errors(out):
-        try:
-            building.mkdir(parents=True)
-            _save_quality(model, windows, kept, total, building / "quality.npy", tell)
-            plain = make_windows(tokenizer, heldout, **cut)
-            plain_nats = _nats(model, plain)
-            parity_windows = _first(windows, int(np.clip(_PARITY_BYTES // (4 * columns), 64, _PARITY_TOKENS)))
-            with rounded_model(model, source, _rounded_only(grids), {}):
-                logits = torch.cat([_logits(model, _in_original(window, kept)) for window in parity_windows])
-                runs = [_greedy_run(model, window, kept, context_tokens) for window in parity_windows[:_GREEDY_RUNS]]
-            parity = logits if keep is None else logits[:, keep]
-            np.save(building / "parity.npy", parity.numpy().astype(np.float32))
-            answered = []
-            for request in asked:
-                answered.append(_answer(model, tokenizer, request, eos_ids))
-                tell(len(windows) + len(answered))
-            record = Reference(
-                schema=1,
-                vocab_size=columns,
-                windows=tuple(
-                    ReferenceWindow(ids=tuple(int(i) for i in w.ids), counts=_runs(w.counts), bytes=w.bytes)
-                    for w in windows
-                ),
-                parity_windows=len(parity_windows),
-                greedy=tuple(runs),
-                prompts=tuple(answered),
-                original_bits_per_byte=plain_nats / math.log(2) / sum(w.bytes for w in plain),
-                trimmed=kept is not None,
-            )
-            save_json(building / "reference.json", record)
-            remove_tree(out)
-            building.replace(out)
-        finally:
-            remove_tree(building)
-        sync_folder(out.parent)
+    with filling(out) as building:
+        _save_quality(model, windows, kept, total, building / "quality.npy", tell)
+        plain = make_windows(tokenizer, heldout, **cut)
+        plain_nats = _nats(model, plain)
+        parity_windows = _first(windows, int(np.clip(_PARITY_BYTES // (4 * columns), 64, _PARITY_TOKENS)))
+        with rounded_model(model, source, _rounded_only(grids), {}):
+            logits = torch.cat([_logits(model, _in_original(window, kept)) for window in parity_windows])
+            runs = [_greedy_run(model, window, kept, context_tokens) for window in parity_windows[:_GREEDY_RUNS]]
+        parity = logits if keep is None else logits[:, keep]
+        np.save(building / "parity.npy", parity.numpy().astype(np.float32))
+        answered = []
+        for request in asked:
+            answered.append(_answer(model, tokenizer, request, eos_ids))
+            tell(len(windows) + len(answered))
+        record = Reference(
+            schema=1,
+            vocab_size=columns,
+            windows=tuple(
+                ReferenceWindow(ids=tuple(int(i) for i in w.ids), counts=_runs(w.counts), bytes=w.bytes)
+                for w in windows
+            ),
+            parity_windows=len(parity_windows),
+            greedy=tuple(runs),
+            prompts=tuple(answered),
+            original_bits_per_byte=plain_nats / math.log(2) / sum(w.bytes for w in plain),
+            trimmed=kept is not None,
+        )
+        save_json(building / "reference.json", record)
     return record
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from edgegen.common.codec import save_json
-from edgegen.common.files import disk_errors, remove_tree, require_free_bytes, sync_folder
+from edgegen.common.files import filling, require_free_bytes
 from edgegen.modeling.encoder import make_texts, vectors_of
 from edgegen.modeling.simulate import rounded_model
 from edgegen.modeling.source import TensorSource
@@ -58,37 +58,28 @@ def save_vectors(
     """
     texts = make_texts(tokenizer, heldout[:_TEXTS], max_tokens=_TOKENS, window_tokens=context_tokens)
     require_free_bytes(out.parent, len(texts) * source.summary.hidden_size * 8)
-    building = out.with_name(out.name + ".tmp")
-    remove_tree(building)
-    with disk_errors(out):
-        try:
-            building.mkdir(parents=True)
-            parts = []
-            for start in range(0, len(texts), 64):
-                parts.append(vectors_of(model, pooling, texts[start : start + 64]).numpy())
-                if progress:
-                    progress(min(start + 64, len(texts)), len(texts))
-            np.save(building / "quality.npy", np.concatenate(parts).astype(np.float32))
-            parity = texts[:_PARITY_TEXTS]
-            with rounded_model(model, source, {name: grid for name, grid in grids.items() if grid != "f32"}, {}):
-                np.save(building / "parity.npy", vectors_of(model, pooling, parity).numpy().astype(np.float32))
-            record = Reference(
-                schema=1,
-                vocab_size=source.summary.vocab_size,
-                windows=tuple(
-                    ReferenceWindow(ids=tuple(int(i) for i in w.ids), counts=((0, len(w.ids)),), bytes=w.bytes)
-                    for w in texts
-                ),
-                parity_windows=len(parity),
-                greedy=(),
-                prompts=(),
-                original_bits_per_byte=0.0,
-                trimmed=False,
-            )
-            save_json(building / "reference.json", record)
-            remove_tree(out)
-            building.replace(out)
-        finally:
-            remove_tree(building)
-        sync_folder(out.parent)
+    with filling(out) as building:
+        parts = []
+        for start in range(0, len(texts), 64):
+            parts.append(vectors_of(model, pooling, texts[start : start + 64]).numpy())
+            if progress:
+                progress(min(start + 64, len(texts)), len(texts))
+        np.save(building / "quality.npy", np.concatenate(parts).astype(np.float32))
+        parity = texts[:_PARITY_TEXTS]
+        with rounded_model(model, source, {name: grid for name, grid in grids.items() if grid != "f32"}, {}):
+            np.save(building / "parity.npy", vectors_of(model, pooling, parity).numpy().astype(np.float32))
+        record = Reference(
+            schema=1,
+            vocab_size=source.summary.vocab_size,
+            windows=tuple(
+                ReferenceWindow(ids=tuple(int(i) for i in w.ids), counts=((0, len(w.ids)),), bytes=w.bytes)
+                for w in texts
+            ),
+            parity_windows=len(parity),
+            greedy=(),
+            prompts=(),
+            original_bits_per_byte=0.0,
+            trimmed=False,
+        )
+        save_json(building / "reference.json", record)
     return record

@@ -12,40 +12,26 @@ T tokens, V vocabulary entries.
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Iterable, Sequence
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgegen.common.files import disk_errors
-from edgegen.errors import ConfigError, DeviceError
+from edgegen.errors import DeviceError
 from edgegen.records.plan import Settings
 from edgegen.runtime.base import Logits, Session
+from edgegen.runtime.checks import check_context, check_settings, require_file
+from edgegen.runtime.flatmodel import require_whole
+from edgegen.runtime.quiet import native_stderr
 
-KV_TYPE = "f32"
+KV_TYPES = ("f32",)
 """The caches' type, fixed in the file."""
 
 _PADDING_WORTH = 8
 """A chunk is worth running half empty from this fraction of it on; below, tokens go one by one."""
-
-
-def check_file(model: Path, settings: Settings) -> None:
-    """Refuse a missing file and settings that no LiteRT file takes.
-
-    Raises:
-        ConfigError: no such file, a number below 1, or another cache type.
-    """
-    for name in ("context_tokens", "ubatch_tokens", "threads"):
-        if getattr(settings, name) < 1:
-            raise ConfigError(f"{name} must be 1 or more, not {getattr(settings, name)}")
-    if settings.kv_type != KV_TYPE:
-        raise ConfigError(f"kv_type {settings.kv_type!r} is unknown to LiteRT files", hint=f"Known: {KV_TYPE}.")
-    if not model.is_file():
-        raise ConfigError(f"{model}: no such file")
-    with disk_errors(model), model.open("rb"):
-        pass
 
 
 class ChunkedSession(Session):
@@ -63,11 +49,7 @@ class ChunkedSession(Session):
         names = set(signatures)
         if "decode" not in names:
             raise DeviceError(f"{model}: has no signature `decode`", hint="Export the model again.")
-        if settings.context_tokens > cache_tokens:
-            raise ConfigError(
-                f"{model}: made for a context of {cache_tokens} tokens, not {settings.context_tokens}",
-                hint="Use a smaller context, or export the model again with a larger one.",
-            )
+        check_context(model, settings.context_tokens, cache_tokens)
         self.vocab_size = vocab_size
         self.context_tokens = settings.context_tokens
         self._cache_tokens = cache_tokens
@@ -123,6 +105,24 @@ def _sizes(names: set[str], kind: str) -> tuple[int, ...]:
     """Chunk sizes of a kind, largest first."""
     found = (name.partition("_") for name in names)
     return tuple(sorted((int(size) for head, _, size in found if head == kind and size.isdigit()), reverse=True))
+
+
+@contextlib.contextmanager
+def opening(model: Path, settings: Settings) -> Iterator[None]:
+    """Inside the block a file is opened: what LiteRT prints is kept off the terminal, what it raises explained.
+
+    Raises:
+        ConfigError: no such file, or settings that no file takes.
+        DeviceError: LiteRT refuses the file; the message carries its own reason.
+    """
+    check_settings(settings, KV_TYPES)
+    require_file(model)
+    require_whole(model)
+    with native_stderr() as said:
+        try:
+            yield
+        except Exception as error:  # LiteRT raises bare exceptions
+            raise DeviceError(f"{model}: LiteRT refuses this file: {reason(error, said())}") from error
 
 
 def reason(error: Any, said: str) -> str:

@@ -154,6 +154,20 @@ def description(path: Path) -> str:
     return said.decode("utf-8", "replace") if said else ""
 
 
+def require_whole(path: Path) -> None:
+    """Refuse a file that ends before its weights do: the runtime may read on beyond its end.
+
+    Raises:
+        DeviceError: it is cut off, or no LiteRT file at all.
+    """
+    try:
+        model = schema().Model.GetRootAs(np.memmap(path, dtype=np.uint8, mode="r"), 0)
+        for index in range(model.BuffersLength()):
+            model.Buffers(index).DataAsNumpy()
+    except Exception as error:  # the parser has no errors of its own
+        raise DeviceError(f"{path}: cut off, or not a LiteRT file: {error}") from error
+
+
 def write_model(model: Any, path: Path) -> None:
     """Write a `ModelT` object: equal parts once, no tensor names, only buffers that are used.
 

@@ -28,9 +28,8 @@ from edgegen.common.codec import read_bytes
 from edgegen.errors import ConfigError, DeviceError, UnsupportedError
 from edgegen.records.plan import Settings
 from edgegen.runtime.base import Logits, Session
-from edgegen.runtime.onnx import OnnxSession, check_context, check_settings, reason, require_file
-
-_FATAL = 4
+from edgegen.runtime.checks import check_context, check_settings, require_file
+from edgegen.runtime.onnx import FATAL, KV_TYPES, OnnxSession, reason
 
 
 class OnnxGenai:
@@ -62,7 +61,7 @@ class GenaiSession(Session):
 
     def __init__(self, model: Path, settings: Settings) -> None:
         og = _library()
-        check_settings(settings)
+        check_settings(settings, KV_TYPES)
         require_file(model)
         described = _described(model.with_name("genai_config.json"))
         check_context(model, settings.context_tokens, described.context_length)
@@ -76,7 +75,7 @@ class GenaiSession(Session):
         options = {
             "intra_op_num_threads": settings.threads,
             "inter_op_num_threads": 1,
-            "log_severity_level": _FATAL,
+            "log_severity_level": FATAL,
         }
         try:
             config = og.Config(str(model.parent))

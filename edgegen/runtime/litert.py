@@ -34,7 +34,7 @@ from edgegen.common.host import cpu_flags, cpu_name
 from edgegen.errors import DeviceError, UnsupportedError
 from edgegen.records.plan import Settings
 from edgegen.runtime.base import Logits
-from edgegen.runtime.chunks import ChunkedSession, check_file, reason
+from edgegen.runtime.chunks import ChunkedSession, opening, reason
 from edgegen.runtime.quiet import native_stderr, quiet_exit
 
 _HWCAP, _HWCAP_ATOMICS = 16, 1 << 8
@@ -77,21 +77,18 @@ class LiteRtSession(ChunkedSession):
         self._model: Any = None
         self._buffers: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {}
         library_version()
-        check_file(model, settings)
-        with native_stderr() as said:
-            try:
-                self._model = compiled_model(model, settings.threads)
-                signatures = self._model.get_signature_list()
-                decode = self._model.get_input_tensor_details("decode") if "decode" in signatures else {}
-                shapes = {name: tuple(found["shape"]) for name, found in decode.items()}
-                out = self._model.get_output_tensor_details("decode") if "decode" in signatures else {}
-            except Exception as error:  # LiteRT raises bare exceptions
-                raise DeviceError(f"{model}: LiteRT refuses this file: {reason(error, said())}") from error
-            quiet_exit()
-            self._signatures: dict[str, Any] = signatures
-            caches = {name: shape for name, shape in shapes.items() if name[:2] in ("k_", "v_")}
-            tokens = min((shape[2] for shape in caches.values()), default=0)
-            self._describe(model, settings, signatures, tokens, int(out["logits"]["shape"][-1]) if out else 0)
+        with opening(model, settings):
+            self._model = compiled_model(model, settings.threads)
+            signatures = self._model.get_signature_list()
+            decode = self._model.get_input_tensor_details("decode") if "decode" in signatures else {}
+            shapes = {name: tuple(found["shape"]) for name, found in decode.items()}
+            out = self._model.get_output_tensor_details("decode") if "decode" in signatures else {}
+        quiet_exit()
+        self._signatures: dict[str, Any] = signatures
+        caches = {name: shape for name, shape in shapes.items() if name[:2] in ("k_", "v_")}
+        tokens = min((shape[2] for shape in caches.values()), default=0)
+        self._describe(model, settings, signatures, tokens, int(out["logits"]["shape"][-1]) if out else 0)
+        with native_stderr():
             self._caches = {name: self._model.create_input_buffer_by_name("decode", name) for name in caches}
             for name, shape in caches.items():
                 # What is masked is still multiplied, by zero: it must be a number.

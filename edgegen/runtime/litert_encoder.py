@@ -17,11 +17,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgegen.errors import ConfigError, DeviceError
+from edgegen.errors import DeviceError
 from edgegen.records.plan import Settings
 from edgegen.runtime import litert
 from edgegen.runtime.base import EncoderSession
-from edgegen.runtime.chunks import check_file, reason
+from edgegen.runtime.checks import check_context
+from edgegen.runtime.chunks import opening, reason
 from edgegen.runtime.flatmodel import description
 from edgegen.runtime.quiet import native_stderr, quiet_exit
 
@@ -87,11 +88,7 @@ class FixedLengthEncoder(EncoderSession):
             self.vocab_size, self._first = int(facts["vocab_size"]), int(facts["first_position"])
         except (ValueError, KeyError, TypeError) as error:
             raise DeviceError(f"{model}: not an encoder that edgegen wrote", hint="Export it again.") from error
-        if settings.context_tokens > self._lengths[-1]:
-            raise ConfigError(
-                f"{model}: made for texts of {self._lengths[-1]} tokens, not {settings.context_tokens}",
-                hint="Use a smaller context, or export the model again with a larger one.",
-            )
+        check_context(model, settings.context_tokens, self._lengths[-1])
         self.context_tokens, self.dimension = settings.context_tokens, dimension
 
     @abc.abstractmethod
@@ -121,16 +118,12 @@ class CompiledEncoder(FixedLengthEncoder):
     def __init__(self, model: Path, settings: Settings) -> None:
         self._model: Any = None
         self._buffers: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {}
-        check_file(model, settings)
-        with native_stderr() as said:
-            try:
-                self._model = litert.compiled_model(model, settings.threads)
-                signatures = self._model.get_signature_list()
-                first = next((name for name in signatures if name.startswith(_HEAD)), "")
-                shape = self._model.get_output_tensor_details(first)[OUTPUT]["shape"] if first else (0,)
-            except Exception as error:  # LiteRT raises bare exceptions
-                raise DeviceError(f"{model}: LiteRT refuses this file: {reason(error, said())}") from error
-            quiet_exit()
+        with opening(model, settings):
+            self._model = litert.compiled_model(model, settings.threads)
+            signatures = self._model.get_signature_list()
+            first = next((name for name in signatures if name.startswith(_HEAD)), "")
+            shape = self._model.get_output_tensor_details(first)[OUTPUT]["shape"] if first else (0,)
+        quiet_exit()
         self._describe(model, settings, signatures, int(shape[-1]))
 
     def _run(self, signature: str, inputs: Inputs) -> NDArray[np.float32]:
@@ -160,17 +153,13 @@ class InterpreterEncoder(FixedLengthEncoder):
     def __init__(self, model: Path, settings: Settings) -> None:
         self._interpreter: Any = None
         self._runners: dict[str, Any] = {}
-        check_file(model, settings)
         from ai_edge_litert.interpreter import Interpreter
 
-        with native_stderr() as said:
-            try:
-                self._interpreter = Interpreter(str(model), num_threads=settings.threads)
-                signatures = self._interpreter.get_signature_list()
-                first = next((name for name in signatures if name.startswith(_HEAD)), "")
-                shape = self._runner(first).get_output_details()[OUTPUT]["shape"] if first else (0,)
-            except Exception as error:  # LiteRT raises bare exceptions
-                raise DeviceError(f"{model}: LiteRT refuses this file: {reason(error, said())}") from error
+        with opening(model, settings):
+            self._interpreter = Interpreter(str(model), num_threads=settings.threads)
+            signatures = self._interpreter.get_signature_list()
+            first = next((name for name in signatures if name.startswith(_HEAD)), "")
+            shape = self._runner(first).get_output_details()[OUTPUT]["shape"] if first else (0,)
         self._describe(model, settings, signatures, int(shape[-1]))
 
     def _run(self, signature: str, inputs: Inputs) -> NDArray[np.float32]:

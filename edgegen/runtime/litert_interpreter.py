@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from edgegen.errors import DeviceError
 from edgegen.records.plan import Settings
 from edgegen.runtime.base import Logits
-from edgegen.runtime.chunks import ChunkedSession, check_file, reason
+from edgegen.runtime.chunks import ChunkedSession, opening, reason
 from edgegen.runtime.litert import library_version
 from edgegen.runtime.quiet import native_stderr
 
@@ -51,16 +51,12 @@ class InterpreterSession(ChunkedSession):
         self._interpreter: Any = None
         self._runners: dict[str, Any] = {}
         library_version()
-        check_file(model, settings)
         from ai_edge_litert.interpreter import Interpreter
 
-        with native_stderr() as said:
-            try:
-                self._interpreter = Interpreter(str(model), num_threads=settings.threads)
-                signatures = self._interpreter.get_signature_list()
-                runner = self._runner("decode") if "decode" in signatures else None
-            except Exception as error:  # LiteRT raises bare exceptions
-                raise DeviceError(f"{model}: LiteRT refuses this file: {reason(error, said())}") from error
+        with opening(model, settings):
+            self._interpreter = Interpreter(str(model), num_threads=settings.threads)
+            signatures = self._interpreter.get_signature_list()
+            runner = self._runner("decode") if "decode" in signatures else None
         shapes = {name: tuple(d["shape"]) for name, d in runner.get_input_details().items()} if runner else {}
         caches = {name: shape for name, shape in shapes.items() if name[:2] in ("k_", "v_")}
         vocab = int(runner.get_output_details()["logits"]["shape"][-1]) if runner else 0

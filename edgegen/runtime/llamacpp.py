@@ -37,10 +37,10 @@ from typing import Any
 
 import numpy as np
 
-from edgegen.common.files import disk_errors
 from edgegen.errors import ConfigError, DeviceError, UnsupportedError
 from edgegen.records.plan import Settings
 from edgegen.runtime.base import Logits, Session
+from edgegen.runtime.checks import check_context, check_settings, require_file
 
 USE_EXTRA_BUFTS = True
 """Whether llama.cpp may rearrange weights for the processor's matrix kernels when it loads them."""
@@ -133,7 +133,7 @@ class LlamaSession(Session):
 
     def __init__(self, model: Path, settings: Settings) -> None:
         self._lib = lib = _library()
-        _check(settings)
+        check_settings(settings, _GGML_TYPE)
         self._model: Any = _load(lib, model, vocab_only=False)
         self._context: Any = None
         """The one in use, out of `_contexts`."""
@@ -145,12 +145,8 @@ class LlamaSession(Session):
             self.vocab_size = self._cutter.size
             self.context_tokens = settings.context_tokens
             longest = int(lib.llama_model_n_ctx_train(self._model))
-            if settings.context_tokens > longest:
-                # A learned position table would be read past its end, which ends the process.
-                raise ConfigError(
-                    f"{model}: made for {longest} tokens, not for a context of {settings.context_tokens}",
-                    hint="Use a smaller context.",
-                )
+            # A learned position table would be read past its end, which ends the process.
+            check_context(model, settings.context_tokens, longest)
             self._chunk = min(settings.ubatch_tokens, settings.context_tokens)
             self._open_context = functools.partial(_new_context, lib, self._model, model, settings, self._chunk)
             self._context = self._contexts[1] = self._open_context(1)
@@ -271,19 +267,8 @@ def _reason() -> str:
     return ": " + "; ".join(lines[:3]) if lines else ""
 
 
-def _check(settings: Settings) -> None:
-    for name in ("context_tokens", "ubatch_tokens", "threads"):
-        if getattr(settings, name) < 1:
-            raise ConfigError(f"{name} must be 1 or more, not {getattr(settings, name)}")
-    if settings.kv_type not in _GGML_TYPE:
-        raise ConfigError(f"kv_type {settings.kv_type!r} is unknown", hint="Known: " + ", ".join(_GGML_TYPE) + ".")
-
-
 def _load(lib: Any, model: Path, *, vocab_only: bool) -> Any:
-    if not model.is_file():
-        raise ConfigError(f"{model}: no such file")
-    with disk_errors(model), model.open("rb"):
-        pass
+    require_file(model)
     params = lib.llama_model_default_params()
     params.n_gpu_layers = 0
     params.vocab_only = vocab_only

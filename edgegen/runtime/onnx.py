@@ -23,16 +23,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgegen.common.files import disk_errors
-from edgegen.errors import ConfigError, DeviceError, UnsupportedError
+from edgegen.errors import DeviceError, UnsupportedError
 from edgegen.records.plan import Settings
 from edgegen.runtime.base import Logits, Session
+from edgegen.runtime.checks import check_context, check_settings, require_file
 
 LOGITS_FROM = "logits_from"
 CONTEXT_KEY = "edgegen.context_tokens"
 """Key of the model's metadata that holds the longest context that its positions reach."""
 
-_FATAL = 4
+KV_TYPES = ("f32",)
+"""The processor's cache has no other."""
+
+FATAL = 4
 """ONNX Runtime's log level above errors, which are raised anyway."""
 
 
@@ -65,15 +68,7 @@ class OnnxSession(Session):
 
     def __init__(self, model: Path, settings: Settings) -> None:
         ort = library()
-        check_settings(settings)
-        require_file(model)
-        self._session: Any = None
-        try:
-            self._session = ort.InferenceSession(
-                str(model), session_options(ort, settings.threads), providers=["CPUExecutionProvider"]
-            )
-        except Exception as error:  # the library raises bare exceptions of its own
-            raise DeviceError(f"{model}: ONNX Runtime refuses this file: {reason(error)}") from error
+        self._session: Any = open_graph(model, settings)
         inputs = {entry.name: entry for entry in self._session.get_inputs()}
         optional = {entry.name for entry in self._session.get_overridable_initializers()}
         cached = [name for name in inputs if name.startswith("past_key_values.")]
@@ -165,54 +160,29 @@ def library() -> Any:
         raise UnsupportedError(
             f"ONNX files need onnxruntime: {error}", hint="Install it with: pip install 'edgegen[onnx]'"
         ) from error
-    onnxruntime.set_default_logger_severity(_FATAL)
+    onnxruntime.set_default_logger_severity(FATAL)
     return onnxruntime
 
 
-def session_options(ort: Any, threads: int) -> Any:
-    """How a session is run: so many threads, no log."""
+def open_graph(model: Path, settings: Settings) -> Any:
+    """ONNX Runtime's session for a graph: on the processor, so many threads, no log.
+
+    Raises:
+        UnsupportedError: ONNX Runtime is not installed.
+        ConfigError: no such file, or settings that no graph takes.
+        DeviceError: ONNX Runtime refuses the file; the message carries its own reason.
+    """
+    ort = library()
+    check_settings(settings, KV_TYPES)
+    require_file(model)
     options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
+    options.intra_op_num_threads = settings.threads
     options.inter_op_num_threads = 1
-    options.log_severity_level = _FATAL
-    return options
-
-
-def require_file(model: Path) -> None:
-    """Refuse a file that is not there or cannot be read.
-
-    Raises:
-        ConfigError: either.
-    """
-    if not model.is_file():
-        raise ConfigError(f"{model}: no such file")
-    with disk_errors(model), model.open("rb"):
-        pass
-
-
-def check_settings(settings: Settings) -> None:
-    """Refuse settings that no model can be run with.
-
-    Raises:
-        ConfigError: a count below 1, or another cache type than f32.
-    """
-    for name in ("context_tokens", "ubatch_tokens", "threads"):
-        if getattr(settings, name) < 1:
-            raise ConfigError(f"{name} must be 1 or more, not {getattr(settings, name)}")
-    if settings.kv_type != "f32":
-        raise ConfigError(f"kv_type {settings.kv_type!r} is unknown", hint="ONNX Runtime's processor cache is f32.")
-
-
-def check_context(model: Path, wanted: int, longest: int) -> None:
-    """Refuse a context that the model has no positions for.
-
-    Raises:
-        ConfigError: it is too long.
-    """
-    if wanted > longest:
-        raise ConfigError(
-            f"{model}: made for {longest} tokens, not for a context of {wanted}", hint="Use a smaller context."
-        )
+    options.log_severity_level = FATAL
+    try:
+        return ort.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # the library raises bare exceptions of its own
+        raise DeviceError(f"{model}: ONNX Runtime refuses this file: {reason(error)}") from error
 
 
 def reason(error: Exception) -> str:

@@ -17,15 +17,8 @@ from numpy.typing import NDArray
 from edgegen.errors import DeviceError
 from edgegen.records.plan import Settings
 from edgegen.runtime.base import EncoderSession
-from edgegen.runtime.onnx import (
-    CONTEXT_KEY,
-    check_context,
-    check_settings,
-    library,
-    reason,
-    require_file,
-    session_options,
-)
+from edgegen.runtime.checks import check_context
+from edgegen.runtime.onnx import CONTEXT_KEY, OnnxRuntime, open_graph, reason
 
 OUTPUT = "embedding"
 VOCABULARY_KEY = "edgegen.vocab_size"
@@ -43,7 +36,7 @@ class OnnxEncoderRuntime:
         Raises:
             UnsupportedError: it is not installed.
         """
-        return str(library().__version__)
+        return OnnxRuntime().version()
 
     def open(self, model: Path, settings: Settings) -> OnnxEncoderSession:
         """Load a graph for the CPU; its weights lie beside it.
@@ -60,16 +53,7 @@ class OnnxEncoderSession(EncoderSession):
     """One loaded graph."""
 
     def __init__(self, model: Path, settings: Settings) -> None:
-        ort = library()
-        check_settings(settings)
-        require_file(model)
-        self._session: Any = None
-        try:
-            self._session = ort.InferenceSession(
-                str(model), session_options(ort, settings.threads), providers=["CPUExecutionProvider"]
-            )
-        except Exception as error:  # the library raises bare exceptions of its own
-            raise DeviceError(f"{model}: ONNX Runtime refuses this file: {reason(error)}") from error
+        self._session: Any = open_graph(model, settings)
         facts = self._session.get_modelmeta().custom_metadata_map
         outputs = self._session.get_outputs()
         if [output.name for output in outputs] != [OUTPUT] or VOCABULARY_KEY not in facts:

@@ -19,7 +19,7 @@ import jinja2.parser
 import jinja2.sandbox
 from tokenizers import Tokenizer
 
-from edgegen.common.codec import load_json
+from edgegen.common.codec import load_json, load_object_if_there
 from edgegen.errors import ConfigError
 from edgegen.records.artifact import Artifact
 
@@ -45,8 +45,8 @@ class Text:
         self.tokenizer.no_truncation()
         self.tokenizer.no_padding()
         self._config = {
-            **_optional_json(folder / "special_tokens_map.json"),
-            **_optional_json(folder / "tokenizer_config.json"),
+            **load_object_if_there(folder / "special_tokens_map.json"),
+            **load_object_if_there(folder / "tokenizer_config.json"),
         }
         self._special = {i for i, token in self.tokenizer.get_added_tokens_decoder().items() if token.special}
         self._template = _template(folder, self._config)
@@ -175,15 +175,6 @@ class _Generation(jinja2.ext.Extension):
         """The body alone."""
         line = next(parser.stream).lineno
         return jinja2.nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True)).set_lineno(line)
-
-
-def _optional_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        return dict(json.loads(path.read_bytes()))
-    except (ValueError, TypeError) as error:
-        raise ConfigError(f"{path}: not a JSON object: {error}") from error
 
 
 def _template(folder: Path, config: dict[str, Any]) -> jinja2.Template | None:

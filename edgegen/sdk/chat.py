@@ -12,11 +12,9 @@ from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 
-import msgspec
-
-from edgegen.common.host import allowed_cores
 from edgegen.errors import ConfigError
 from edgegen.records.answer import Answer, Ended
+from edgegen.runtime.checks import settings_here
 from edgegen.runtime.registry import runtime_for
 from edgegen.runtime.sampling import GREEDY, Sampling
 from edgegen.runtime.text import Text
@@ -63,17 +61,14 @@ class Chat:
         self.notes = (CONTINUES,) if self.continues and not raw else ()
         if system and self.continues:
             raise ConfigError("a system message needs a chat template", hint="Put its words before your text.")
-        if threads is not None and threads < 1:
-            raise ConfigError(f"threads must be 1 or more, not {threads}")
         self._text = text
         self._system = system
         self._history: list[dict[str, str]] = []
         self.answer: Answer | None = None
         self.artifact = text.artifact
+        self.settings = settings_here(self.artifact.settings, threads)
         found = runtime_for(self.artifact.target, runtime)
         self.runtime, self.version = found.name, found.version()
-        wanted = threads or min(self.artifact.settings.threads, allowed_cores())
-        self.settings = msgspec.structs.replace(self.artifact.settings, threads=wanted)
         started = time.perf_counter()
         self._session = found.open(folder / self.artifact.model, self.settings)
         self._load_ms = 1000 * (time.perf_counter() - started)

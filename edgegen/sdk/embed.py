@@ -7,13 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from edgegen.common.host import allowed_cores
 from edgegen.errors import ConfigError
 from edgegen.records.embedding import Embedding, Similarity
+from edgegen.runtime.checks import settings_here
 from edgegen.runtime.registry import encoder_runtime_for
 from edgegen.runtime.text import Text
 
@@ -42,12 +41,9 @@ class Embedder:
         self.artifact = self._text.artifact
         if self.artifact.task != "encoder":
             raise ConfigError(f"{folder}: continues text, it is no encoder", hint="Ask it with: edgegen run.")
-        if threads is not None and threads < 1:
-            raise ConfigError(f"threads must be 1 or more, not {threads}")
+        settings = settings_here(self.artifact.settings, threads)
         found = encoder_runtime_for(self.artifact.target, runtime)
         self.runtime = found.name
-        wanted = threads or min(self.artifact.settings.threads, allowed_cores())
-        settings = msgspec.structs.replace(self.artifact.settings, threads=wanted)
         self._session = found.open(folder / self.artifact.model, settings)
 
     def vector(self, text: str) -> NDArray[np.float32]:

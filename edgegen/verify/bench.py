@@ -27,6 +27,7 @@ from edgegen.errors import ConfigError, EdgegenError, UnsupportedError
 from edgegen.records.artifact import Artifact
 from edgegen.records.base import Record
 from edgegen.records.bench import Bench, BenchRow, PromptSpeed, Spread
+from edgegen.runtime.checks import settings_here
 from edgegen.verify.trial import TrialRequest, TrialResult
 from edgegen.verify.verify import describe_machine
 
@@ -130,7 +131,7 @@ def _check(request: BenchRequest) -> None:
 
 
 def _own_threads(artifact: Artifact) -> tuple[int, ...]:
-    return tuple(sorted({1, max(1, min(artifact.settings.threads, allowed_cores()))}))
+    return tuple(sorted({1, settings_here(artifact.settings).threads}))
 
 
 def _run_trial(case: Case, threads: int, request: BenchRequest) -> TrialResult:

@@ -7,7 +7,6 @@ crash is an exit code instead of the end of the program that verifies.
 from __future__ import annotations
 
 import contextlib
-import os
 import statistics
 import sys
 import time
@@ -26,6 +25,7 @@ from edgegen.records.plan import Settings
 from edgegen.records.reference import Reference, ReferenceWindow
 from edgegen.records.report import Memory, Parity, Quality, Speed, VectorParity, VectorQuality
 from edgegen.runtime.base import EncoderSession, Session, Timing
+from edgegen.runtime.checks import settings_here
 from edgegen.runtime.registry import encoder_runtime_for, runtime_for
 from edgegen.verify.quality import (
     add_window,
@@ -100,9 +100,7 @@ def measure(request: Request) -> Result:
     reference = load_json(Path(request.reference) / "reference.json", Reference)
     baseline = rss_bytes()
     started = time.perf_counter()
-    # More threads than this machine has cores would only wait for each other.
-    threads = min(artifact.settings.threads, os.cpu_count() or 1)
-    settings = msgspec.structs.replace(artifact.settings, threads=threads)
+    settings = settings_here(artifact.settings)
     if request.strict:
         folder, settings = Path(request.strict), msgspec.structs.replace(settings, kv_type="f32")
     with contextlib.closing(runtime.open(folder / artifact.model, settings)) as session:

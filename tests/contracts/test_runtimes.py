@@ -142,11 +142,12 @@ def test_close_twice(runtime: Runtime, model: Path, settings: Settings) -> None:
         opened.score(IDS)
 
 
-@pytest.mark.parametrize("harm", ["cut", "noise", "empty"])
+@pytest.mark.parametrize("harm", ["cut", "short", "noise", "empty"])
 def test_damaged_file_says_why(harm: str, runtime: Runtime, model: Path, settings: Settings, tmp_path: Path) -> None:
     data = model.read_bytes()
     path = shutil.copytree(model.parent, tmp_path / "artifact") / model.name
-    path.write_bytes({"cut": data[: len(data) // 2], "noise": b"noise" * 1000, "empty": b""}[harm])
+    harmed = {"cut": data[: len(data) // 2], "short": data[:-4096], "noise": b"noise" * 1000, "empty": b""}
+    path.write_bytes(harmed[harm])
     with pytest.raises(DeviceError) as caught:
         runtime.open(path, settings)
     assert len(str(caught.value)) > len(str(path)) + 40

@@ -72,7 +72,7 @@ def test_sessions_refuse_what_does_not_fit(made: tuple[Path, Artifact]) -> None:
         for ids, said in (([], "no tokens"), ([5] * 41, "do not fit"), ([session.vocab_size], "outside")):
             with pytest.raises(ConfigError, match=said):
                 session.embed(ids)
-    with pytest.raises(ConfigError, match="made for texts of 40 tokens"):
+    with pytest.raises(ConfigError, match="made for 40 tokens"):
         longer = Settings(context_tokens=41, ubatch_tokens=41, threads=1, kv_type="f32")
         encoder_runtime_for("litert").open(model, longer)
     with pytest.raises(DeviceError, match="decode"):

@@ -23,7 +23,7 @@ from edgegen.records.compressed import Compressed, PackedTensor
 from edgegen.records.plan import Settings
 from edgegen.runtime.genai import OnnxGenai
 from edgegen.runtime.text import Text
-from tests.export.onnx_models import SETTINGS, TEXTS, export_both, repack, state_of
+from tests.export.packed_models import SETTINGS, TEXTS, export_both, repack, state_of
 from tests.tiny_models import FAMILIES, make_tiny, pack_uniform
 
 CARD = "---\nlicense: apache-2.0\n---\n# Tiny\n"

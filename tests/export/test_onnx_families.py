@@ -11,12 +11,13 @@ from edgegen.export.onnx import export, families
 from edgegen.export.onnx.export import OnnxExporter
 from edgegen.grids import uniform
 from edgegen.runtime.genai import OnnxGenai
-from tests.export.onnx_models import (
+from tests.export.packed_models import (
     IDS,
     SETTINGS,
     check_strict,
     export_both,
     mean_kl,
+    pack_surgery,
     repack,
     score,
     state_of,
@@ -149,31 +150,9 @@ def test_rules_that_change_with_length_end_the_context(tmp_path: Path) -> None:
 
 def test_factors_widths_and_shared_weights(tmp_path: Path) -> None:
     """A factorised layer, a narrower block, shared queries and a shared block part, different grids side by side."""
-    hf = make_tiny("llama", tmp_path / "hf", layers=3, tied=True)
-    compressed = pack_uniform(hf, tmp_path / "c", "f32")
-    dice, parts = np.random.default_rng(0), state_of(hf)
-    for name, rows, columns in (
-        ("0.self_attn.o_proj", 64, 64),
-        ("1.self_attn.k_proj", 32, 64),
-        ("1.mlp.up_proj", 48, 64),
-    ):
-        del parts[f"model.layers.{name}.weight"]
-        parts[f"model.layers.{name}.0.weight"] = dice.standard_normal((8, columns)).astype(np.float32) / 8
-        parts[f"model.layers.{name}.1.weight"] = dice.standard_normal((rows, 8)).astype(np.float32) / 2
-    parts["model.layers.1.mlp.gate_proj.weight"] = parts["model.layers.1.mlp.gate_proj.weight"][:48]
-    parts["model.layers.1.mlp.down_proj.weight"] = parts["model.layers.1.mlp.down_proj.weight"][:, :48]
-    shared = {
-        f"model.layers.2.{part}.weight": f"model.layers.0.{part}.weight"
-        for part in ("self_attn.q_proj", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
-    }
-    for name in shared:
-        del parts[name]
     grid = {"gate_proj": "u8_32", "up_proj": "s4_32", "down_proj": "u2_32", "k_proj": "s8_16"}
-    repack(
-        compressed,
-        lambda name: next((value for part, value in grid.items() if part in name), "u4_32"),
-        parts=parts,
-        shared=shared,
+    compressed = pack_surgery(
+        tmp_path, lambda name: next((value for part, value in grid.items() if part in name), "u4_32")
     )
     check_strict(compressed, tmp_path)
 

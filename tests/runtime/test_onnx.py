@@ -17,7 +17,7 @@ from edgegen.runtime.genai import OnnxGenai
 from edgegen.runtime.kernels_onnx import one_product
 from edgegen.runtime.onnx import OnnxRuntime
 from edgegen.runtime.registry import runtime_for
-from tests.export.onnx_models import IDS, SETTINGS, export_both, mean_kl, torch_logits
+from tests.export.packed_models import IDS, SETTINGS, export_both, mean_kl, torch_logits
 from tests.tiny_models import make_tiny, pack_uniform
 
 BOTH = pytest.mark.parametrize("make", [OnnxRuntime, OnnxGenai])

@@ -57,43 +57,6 @@ class _Layout:
     proof: Proof | None
 
 
-class GgufExporter:
-    """GGUF's part of `export.registry.Exporter`."""
-
-    def context_tokens(self, config: Config) -> int:
-        """The longest context that llama.cpp's file expresses: fixed windows cap it."""
-        return translate(config).context_tokens
-
-    def tensor_bytes(self, grid: str, rows: int, columns: int) -> int:
-        """What a tensor's data takes in the file, padding included."""
-        return tensor_bytes(grid, rows, columns)
-
-    def overhead_bytes(
-        self,
-        config: Config,
-        tokenizer_folder: Path,
-        tensors: Sequence[PackedTensor],
-        settings: Settings,
-        *,
-        license_text: str = "",
-    ) -> int:
-        """Header, padding, computed and repeated tensors: exact."""
-        return gguf_overhead_bytes(config, tokenizer_folder, tensors, license_text=license_text)
-
-    def export(
-        self,
-        compressed_folder: Path,
-        out: Path,
-        settings: Settings,
-        *,
-        prove_texts: Sequence[str],
-        strict: Path | None = None,
-        progress: Progress | None = None,
-    ) -> Artifact:
-        """See `export_gguf`."""
-        return export_gguf(compressed_folder, out, settings, prove_texts=prove_texts, strict=strict, progress=progress)
-
-
 def export_gguf(
     compressed_folder: Path,
     out: Path,
@@ -146,6 +109,32 @@ def export_gguf(
         with replacing(strict / MODEL_FILE) as temporary:
             _write_model(temporary, exact, compressed.tensors, weights, None)
     return artifact
+
+
+class GgufExporter:
+    """GGUF's part of `export.registry.Exporter`."""
+
+    def context_tokens(self, config: Config) -> int:
+        """The longest context that llama.cpp's file expresses: fixed windows cap it."""
+        return translate(config).context_tokens
+
+    def tensor_bytes(self, grid: str, rows: int, columns: int) -> int:
+        """What a tensor's data takes in the file, padding included."""
+        return tensor_bytes(grid, rows, columns)
+
+    def overhead_bytes(
+        self,
+        config: Config,
+        tokenizer_folder: Path,
+        tensors: Sequence[PackedTensor],
+        settings: Settings,
+        *,
+        license_text: str = "",
+    ) -> int:
+        """Header, padding, computed and repeated tensors: exact."""
+        return gguf_overhead_bytes(config, tokenizer_folder, tensors, license_text=license_text)
+
+    export = staticmethod(export_gguf)
 
 
 def gguf_overhead_bytes(

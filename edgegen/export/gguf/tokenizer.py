@@ -24,7 +24,7 @@ from typing import Any
 import gguf
 from tokenizers import Tokenizer
 
-from edgegen.common.codec import read_bytes
+from edgegen.common.codec import load_object_if_there, read_bytes
 from edgegen.errors import ConfigError, UnsupportedError
 from edgegen.export.gguf.rope import Value
 
@@ -123,14 +123,14 @@ def read_tokenizer(folder: Path) -> TokenizerFiles:
         raise ConfigError(f"{folder / 'tokenizer.json'}: not a tokenizer: {error}") from error
     library.no_truncation()
     library.no_padding()
-    config = _optional_json(folder / "tokenizer_config.json")
-    for key, value in _optional_json(folder / "special_tokens_map.json").items():
+    config = load_object_if_there(folder / "tokenizer_config.json")
+    for key, value in load_object_if_there(folder / "special_tokens_map.json").items():
         config.setdefault(key, value)
     return TokenizerFiles(
         tokenizer=tree,
         config=config,
-        generation=_optional_json(folder / "generation_config.json"),
-        model=_optional_json(folder / "config.json"),
+        generation=load_object_if_there(folder / "generation_config.json"),
+        model=load_object_if_there(folder / "config.json"),
         chat_templates=_chat_templates(folder, config),
         library=library,
     )
@@ -356,18 +356,6 @@ def _chat_templates(folder: Path, config: Mapping[str, Any]) -> dict[str, str]:
     if path.is_file():
         templates["default"] = path.read_text(encoding="utf-8")
     return templates
-
-
-def _optional_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        tree = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise ConfigError(f"{path}: not valid JSON: {error}") from error
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{path}: not a JSON object")
-    return tree
 
 
 def _optional_int(value: Any) -> int | None:

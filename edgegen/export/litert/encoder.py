@@ -16,7 +16,8 @@ import torch
 from transformers import AttentionInterface
 
 from edgegen.errors import UnsupportedError
-from edgegen.modeling.pooling import ENCODER_FAMILIES, pool
+from edgegen.export.litert.wrapper import keep_apart
+from edgegen.modeling.pooling import pool
 from edgegen.records.compressed import PackedTensor
 from edgegen.records.model import Pooling
 
@@ -30,17 +31,8 @@ _TABLES = re.compile(r"(position|token_type)_embeddings")
 _HIDDEN_SCORE = -1e9
 """Added to scores of tokens that must not be seen. Not infinity: the runtime would compute inf - inf."""
 
-_LOWEST = -1e30
-"""Norms' outputs are cut off here, which no number reaches: with a norm's factors right before a product, the converter
-would multiply them into its weights."""
-
 _masks: list[torch.Tensor] = []
 """(T,) what is added to the scores of the graph that is being traced. One conversion a process."""
-
-
-def is_encoder(config: dict[str, Any]) -> bool:
-    """Whether a config.json is an encoder's."""
-    return config.get("model_type") in ENCODER_FAMILIES
 
 
 def require_family(family: str) -> None:
@@ -107,7 +99,7 @@ def prepare(model: Any) -> Any:
     model.config._attn_implementation = ATTENTION
     for module in model.modules():
         if isinstance(module, torch.nn.LayerNorm):
-            module.register_forward_hook(lambda module, inputs, output: output.clamp(min=_LOWEST))
+            keep_apart(module)
     return model
 
 

@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from transformers import AutoConfig
 
 from edgegen.common.codec import load_json, save_json
 from edgegen.common.files import remove_tree, replacing, require_free_bytes
-from edgegen.errors import ConfigError, DeviceError, UnsupportedError
+from edgegen.errors import ConfigError, DeviceError
 from edgegen.export.folder import (
     NO_SPECIAL_TOKENS,
     building,
@@ -30,7 +29,8 @@ from edgegen.export.folder import (
 from edgegen.export.litert import encoder
 from edgegen.export.litert.convert import Request, Result, raise_error
 from edgegen.export.litert.wrapper import shape_of
-from edgegen.modeling.load import quiet_transformers
+from edgegen.modeling.load import config_object
+from edgegen.modeling.pooling import is_encoder
 from edgegen.modeling.summary import position_count
 from edgegen.records.artifact import Artifact
 from edgegen.records.compressed import Compressed, PackedTensor
@@ -50,66 +50,7 @@ _BYTES_PER_WEIGHT = 18
 """The converter's memory: 0.87 GB for 8 million weights and 2.6 GB for 100 million, measured."""
 
 _GRAPH_BYTES, _BYTES_PER_LAYER = 8_850, 7_950
-"""Of the file beside weights, all four signatures together; see `LiteRtExporter.overhead_bytes`."""
-
-
-class LiteRtExporter:
-    """LiteRT's part of `export.registry.Exporter`."""
-
-    def context_tokens(self, config: dict[str, Any]) -> int:
-        """The longest context that the model was made for; the file's cache is as long as the plan's.
-
-        Raises:
-            UnsupportedError: layers whose caches differ, an encoder that takes no positions, or no such number.
-        """
-        read = _read(config)
-        if encoder.is_encoder(config):
-            encoder.require_family(read.model_type)
-            return position_count(read)
-        shape_of(read)
-        for name in ("max_position_embeddings", "n_positions"):
-            if getattr(read, name, None):
-                return int(getattr(read, name))
-        raise UnsupportedError(f"{read.model_type}: config.json does not say how long a context it was made for")
-
-    def tensor_bytes(self, grid: str, rows: int, columns: int) -> int:
-        """What a tensor's codes and scales take in the file, each aligned."""
-        return tensor_bytes(grid, rows, columns)
-
-    def overhead_bytes(
-        self,
-        config: dict[str, Any],
-        tokenizer_folder: Path,
-        tensors: Sequence[PackedTensor],
-        settings: Settings,
-        *,
-        license_text: str = "",
-    ) -> int:
-        """The graph of all signatures, the constants that the converter adds, and zero points.
-
-        A fit, not a count: the three models that it was made from are within 1 kB of it, other families within some
-        15 kB, which the receipt shows. LiteRT wants a zero point of 8 bytes for every row of a grid with a scale a row,
-        although all are 0; matrices of equal height share them.
-        """
-        if encoder.is_encoder(config):
-            return encoder.graph_bytes(tensors, int(config["num_hidden_layers"]), settings.context_tokens)
-        heights = {tensor.rows for tensor in tensors if tensor.rows > 1}
-        return _GRAPH_BYTES + _BYTES_PER_LAYER * shape_of(_read(config)).layers + 8 * sum(heights)
-
-    def export(
-        self,
-        compressed_folder: Path,
-        out: Path,
-        settings: Settings,
-        *,
-        prove_texts: Sequence[str],
-        strict: Path | None = None,
-        progress: Progress | None = None,
-    ) -> Artifact:
-        """See `export_litert`."""
-        return export_litert(
-            compressed_folder, out, settings, prove_texts=prove_texts, strict=strict, progress=progress
-        )
+"""Of the file beside weights, all three signatures together; see `LiteRtExporter.overhead_bytes`."""
 
 
 def export_litert(
@@ -197,6 +138,49 @@ def export_litert(
     return artifact
 
 
+class LiteRtExporter:
+    """LiteRT's part of `export.registry.Exporter`."""
+
+    def context_tokens(self, config: dict[str, Any]) -> int:
+        """The longest context that the model was made for; the file's cache is as long as the plan's.
+
+        Raises:
+            UnsupportedError: layers whose caches differ, an encoder that takes no positions, or no such number.
+        """
+        read = config_object(config)
+        if is_encoder(config):
+            encoder.require_family(read.model_type)
+        else:
+            shape_of(read)
+        return position_count(read)
+
+    def tensor_bytes(self, grid: str, rows: int, columns: int) -> int:
+        """What a tensor's codes and scales take in the file, each aligned."""
+        return tensor_bytes(grid, rows, columns)
+
+    def overhead_bytes(
+        self,
+        config: dict[str, Any],
+        tokenizer_folder: Path,
+        tensors: Sequence[PackedTensor],
+        settings: Settings,
+        *,
+        license_text: str = "",
+    ) -> int:
+        """The graph of all signatures, the constants that the converter adds, and zero points.
+
+        A fit, not a count: the three models that it was made from are within 1 kB of it, other families within some
+        15 kB, which the receipt shows. LiteRT wants a zero point of 8 bytes for every row of a grid with a scale a row,
+        although all are 0; matrices of equal height share them.
+        """
+        if is_encoder(config):
+            return encoder.graph_bytes(tensors, int(config["num_hidden_layers"]), settings.context_tokens)
+        heights = {tensor.rows for tensor in tensors if tensor.rows > 1}
+        return _GRAPH_BYTES + _BYTES_PER_LAYER * shape_of(config_object(config)).layers + 8 * sum(heights)
+
+    export = staticmethod(export_litert)
+
+
 def _convert(request: Request, scratch: Path) -> Result:
     """Run the converter; its talk is dropped, its errors become one line."""
     save_json(scratch / "request.json", request)
@@ -226,11 +210,3 @@ def _require_memory(weights: int) -> None:
             f"converting to LiteRT needs about {needed / 1e9:.1f} GB of memory and {free / 1e9:.1f} GB are free",
             hint="Close other programs or use a machine with more memory.",
         )
-
-
-def _read(config: dict[str, Any]) -> Any:
-    with quiet_transformers():
-        try:
-            return AutoConfig.for_model(**config)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UnsupportedError(f"transformers cannot read this configuration: {error}") from error

@@ -20,8 +20,7 @@ from edgegen.export.onnx.builder import quiet
 from edgegen.export.onnx.traced import OPSET, exchange_layers
 from edgegen.export.onnx.weights import Weights
 from edgegen.modeling.encoder import SentenceEncoder
-from edgegen.modeling.load import quiet_transformers
-from edgegen.modeling.pooling import ENCODER_FAMILIES
+from edgegen.modeling.load import config_object
 from edgegen.modeling.summary import position_count
 from edgegen.records.compressed import PackedTensor
 from edgegen.records.model import Pooling
@@ -31,28 +30,16 @@ _GRAPH_BYTES, _GRAPH_LAYER_BYTES, _GRAPH_POSITION_BYTES = 1_800, 4_950, 16
 """Of a traced BERT's graph with its tables of position and segment ids: within a tenth."""
 
 
-def is_encoder(config: dict[str, Any]) -> bool:
-    """Whether a config.json is an encoder's."""
-    return config.get("model_type") in ENCODER_FAMILIES
-
-
 def context_tokens(config: dict[str, Any]) -> int:
     """The longest text whose positions the model has.
 
     Raises:
         UnsupportedError: transformers cannot read the configuration, or its positions are not counted from a table.
     """
-    from transformers import AutoConfig
-
     kind = config.get("position_embedding_type", "absolute")
     if kind != "absolute":
         raise UnsupportedError(f"positions of kind {kind!r} cannot be written", hint="Known: absolute.")
-    with quiet_transformers():
-        try:
-            read = AutoConfig.for_model(**config)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UnsupportedError(f"transformers cannot read this configuration: {error}") from error
-    return position_count(read)
+    return position_count(config_object(config))
 
 
 def graph_bytes(tensors: Sequence[PackedTensor]) -> int:

@@ -32,6 +32,7 @@ from edgegen.export.onnx import encoder, families, graph, settings, sizes
 from edgegen.export.onnx.builder import build_graph
 from edgegen.export.onnx.traced import trace_graph
 from edgegen.export.onnx.weights import Weights, tensor_bytes
+from edgegen.modeling.pooling import is_encoder
 from edgegen.modeling.rebuild import rebuild_model
 from edgegen.records.artifact import Artifact
 from edgegen.records.compressed import Compressed, PackedTensor
@@ -41,47 +42,6 @@ from edgegen.runtime.onnx_encoder import VOCABULARY_KEY
 
 Progress = Callable[[str, float], None]
 """Called with an initializer's name and the fraction of bytes written."""
-
-
-class OnnxExporter:
-    """ONNX's part of `export.registry.Exporter`."""
-
-    def context_tokens(self, config: dict[str, Any]) -> int:
-        """The longest context whose positions the file can hold."""
-        if encoder.is_encoder(config):
-            return encoder.context_tokens(config)
-        return families.context_tokens(families.read(config))
-
-    def tensor_bytes(self, grid: str, rows: int, columns: int) -> int:
-        """What a tensor's codes, scales and zero points take in the data file, each padded to a cache line."""
-        return tensor_bytes(grid, rows, columns)
-
-    def overhead_bytes(
-        self,
-        config: dict[str, Any],
-        tokenizer_folder: Path,
-        tensors: Sequence[PackedTensor],
-        settings: Settings,
-        *,
-        license_text: str = "",
-    ) -> int:
-        """Graph and position tables; see `sizes.overhead_bytes` for how exact it is."""
-        if encoder.is_encoder(config):
-            return encoder.graph_bytes(tensors)
-        return sizes.overhead_bytes(config, tensors, settings)
-
-    def export(
-        self,
-        compressed_folder: Path,
-        out: Path,
-        settings: Settings,
-        *,
-        prove_texts: Sequence[str],
-        strict: Path | None = None,
-        progress: Progress | None = None,
-    ) -> Artifact:
-        """See `export_onnx`."""
-        return export_onnx(compressed_folder, out, settings, prove_texts=prove_texts, strict=strict, progress=progress)
 
 
 def export_onnx(
@@ -169,6 +129,36 @@ def export_onnx(
     if strict is not None:
         _write_strict(model, out, strict)
     return artifact
+
+
+class OnnxExporter:
+    """ONNX's part of `export.registry.Exporter`."""
+
+    def context_tokens(self, config: dict[str, Any]) -> int:
+        """The longest context whose positions the file can hold."""
+        if is_encoder(config):
+            return encoder.context_tokens(config)
+        return families.context_tokens(families.read(config))
+
+    def tensor_bytes(self, grid: str, rows: int, columns: int) -> int:
+        """What a tensor's codes, scales and zero points take in the data file, each padded to a cache line."""
+        return tensor_bytes(grid, rows, columns)
+
+    def overhead_bytes(
+        self,
+        config: dict[str, Any],
+        tokenizer_folder: Path,
+        tensors: Sequence[PackedTensor],
+        settings: Settings,
+        *,
+        license_text: str = "",
+    ) -> int:
+        """Graph and position tables; see `sizes.overhead_bytes` for how exact it is."""
+        if is_encoder(config):
+            return encoder.graph_bytes(tensors)
+        return sizes.overhead_bytes(config, tensors, settings)
+
+    export = staticmethod(export_onnx)
 
 
 def _genai_config(config: Any, model: ir.Model, special: SpecialTokens, vocab_size: int, tokens: int) -> str:

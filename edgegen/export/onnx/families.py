@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from edgegen.errors import UnsupportedError
-from edgegen.modeling.load import quiet_transformers
+from edgegen.modeling.load import config_object
 
 Config = dict[str, Any]
 
@@ -54,18 +54,12 @@ def read(config: Config) -> Any:
     Raises:
         UnsupportedError: a family that was not tried, or a configuration that transformers does not read.
     """
-    from transformers import AutoConfig
-
     family = config.get("model_type")
     if family not in FAMILIES:
         raise UnsupportedError(
             f"family {family!r} cannot be written as ONNX", hint="Known: " + ", ".join(FAMILIES) + "."
         )
-    with quiet_transformers():
-        try:
-            return AutoConfig.for_model(family, **{key: value for key, value in config.items() if key != "model_type"})
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UnsupportedError(f"transformers cannot read this configuration: {error}") from error
+    return config_object(config)
 
 
 def context_tokens(config: Any) -> int:
