@@ -66,8 +66,8 @@ def run(*arguments: object) -> Done:
     return Done(process.returncode, out, err)
 
 
-def make_calm(family: str, folder: Path, **more: Any) -> Path:
-    """A tiny checkpoint whose blocks add little to what the embedding says.
+def make_calm(family: str, folder: Path, *, share: float = 0.1, **more: Any) -> Path:
+    """A tiny checkpoint whose blocks add little to what the embedding says: `share` of what they did.
 
     In a random model that adds much, the runtime's own rounding flips the most likely token of every twentieth
     prediction, and no receipt passes for a reason that has nothing to do with the program.
@@ -77,6 +77,6 @@ def make_calm(family: str, folder: Path, **more: Any) -> Path:
     state = load_file(path)
     for name, tensor in state.items():
         if tensor.ndim == 2 and name.split(".")[-2] in ("o_proj", "down_proj", "c_proj", "dense", "fc2"):
-            tensor *= 0.1
+            tensor *= share
     save_file(state, path, metadata={"format": "pt"})
     return folder

@@ -26,7 +26,7 @@ def check(report: Report) -> None:
 def test_a_passing_receipt(family: str, tiny_data: Path, tmp_path: Path) -> None:
     """A feed-forward width that is no multiple of 32 is not padded here, and neither is the vocabulary."""
     kind = TOKENIZERS.get(family, "bytelevel")
-    model = make_calm(family, tmp_path / "model", ffn=100, tokenizer=kind, padding=5)
+    model = make_calm(family, tmp_path / "model", share=0.04, ffn=100, tokenizer=kind, padding=5)
     out = tmp_path / "out"
     done = run_cli(
         "compress", model, "--data", tiny_data, "--target", "onnx", "--out", out, *LOOSE, *GRIDS, "--json", "-q"
