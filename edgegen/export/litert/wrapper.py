@@ -41,6 +41,9 @@ ATTENTION = "edgegen_litert"
 _HIDDEN_SCORE = -1e9
 """Added to scores of positions that must not be seen. Not infinity: the runtime would compute inf - inf."""
 
+_LOWEST = -1e30
+"""No number reaches it; see `keep_apart`."""
+
 _masks: dict[int, torch.Tensor] = {}
 """Window (0: none) → (T, S) mask of the graph that is being traced. One conversion a process."""
 _positions: list[torch.Tensor] = []
@@ -125,7 +128,18 @@ def prepare(model: Any) -> Any:
         if isinstance(module, Conv1D):
             parent, _, leaf = name.rpartition(".")
             setattr(model.get_submodule(parent), leaf, _linear_of(module))
+    if getattr(model.config, "final_logit_softcapping", None):
+        keep_apart(model.get_output_embeddings())
+    for module in model.modules():
+        if isinstance(module, torch.nn.LayerNorm):
+            keep_apart(module)
     return model
+
+
+def keep_apart(module: Any) -> None:
+    """Cut a layer's output off where no number reaches: a factor right before or behind a product (a norm's, a
+    logit cap's) would be multiplied into the product's weights by the converter. The module is changed."""
+    module.register_forward_hook(lambda module, inputs, output: output.clamp(min=_LOWEST))
 
 
 def _linear_of(module: Conv1D) -> torch.nn.Linear:
