@@ -51,7 +51,8 @@ LOAD_MODE = "none"
 _ERROR, _CONTINUED = 4, 5
 """ggml's log levels; 5 continues the line before."""
 
-_GGML_TYPE = {"f16": 1, "q8_0": 8, "f32": 0}
+GGML_TYPES = {"f16": 1, "q8_0": 8, "f32": 0}
+"""The cache's types → ggml's numbers."""
 
 _log: collections.deque[tuple[int, str]] = collections.deque(maxlen=400)
 
@@ -67,7 +68,7 @@ class LlamaCpp:
         Raises:
             UnsupportedError: it is not installed.
         """
-        return str(_library().__version__)
+        return str(library().__version__)
 
     def open(self, model: Path, settings: Settings) -> LlamaSession:
         """Load a GGUF file for the CPU.
@@ -94,8 +95,8 @@ class Vocabulary:
     """llama.cpp's own tokenizer for one file, without weights. A context manager."""
 
     def __init__(self, model: Path) -> None:
-        self._lib = _library()
-        self._model: Any = _load(self._lib, model, vocab_only=True)
+        self._lib = library()
+        self._model: Any = load_model(self._lib, model, vocab_only=True)
         self._cutter = _Cutter(self._lib, self._model)
         self.size = self._cutter.size
 
@@ -132,9 +133,9 @@ class LlamaSession(Session):
     """One loaded model with one sequence."""
 
     def __init__(self, model: Path, settings: Settings) -> None:
-        self._lib = lib = _library()
-        check_settings(settings, _GGML_TYPE)
-        self._model: Any = _load(lib, model, vocab_only=False)
+        self._lib = lib = library()
+        check_settings(settings, GGML_TYPES)
+        self._model: Any = load_model(lib, model)
         self._context: Any = None
         """The one in use, out of `_contexts`."""
         self._contexts: dict[int, Any] = {}
@@ -150,6 +151,8 @@ class LlamaSession(Session):
             self._chunk = min(settings.ubatch_tokens, settings.context_tokens)
             self._open_context = functools.partial(_new_context, lib, self._model, model, settings, self._chunk)
             self._context = self._contexts[1] = self._open_context(1)
+            if not lib.llama_get_memory(self._context):
+                raise DeviceError(f"{model}: has no cache and so continues no text: an encoder")
             self._batch = lib.llama_batch_init(self._chunk, 0, 1)
         except BaseException:
             self.close()
@@ -214,10 +217,8 @@ class LlamaSession(Session):
             batch.token[index] = token
             batch.pos[index] = start + index
             batch.logits[index] = every_logit or index == last
-        _log.clear()
-        code = self._lib.llama_decode(self._context, batch)
-        if code != 0:
-            raise DeviceError(f"llama.cpp could not compute (code {code}){_reason()}")
+        clear_log()
+        require_done(self._lib.llama_decode(self._context, batch))
 
     def _last(self) -> Logits:
         source = self._lib.llama_get_logits_ith(self._context, -1)
@@ -225,7 +226,7 @@ class LlamaSession(Session):
 
 
 @functools.cache
-def _library() -> Any:
+def library() -> Any:
     """The llama_cpp module with its backend started and its log led into `_log`.
 
     Raises:
@@ -256,7 +257,22 @@ def _log_callback(llama_cpp: Any) -> Any:
     return llama_cpp.llama_log_callback(keep)
 
 
-def _reason() -> str:
+def clear_log() -> None:
+    """Forget llama.cpp's messages so far, so that `reason` tells of the next call."""
+    _log.clear()
+
+
+def require_done(code: int) -> None:
+    """Refuse to go on after a computation that llama.cpp did not end with 0.
+
+    Raises:
+        DeviceError: as said, with llama.cpp's own reason.
+    """
+    if code != 0:
+        raise DeviceError(f"llama.cpp could not compute (code {code}){reason()}")
+
+
+def reason() -> str:
     """`: ` and llama.cpp's error lines since the log was cleared, the innermost cause first; empty if there
     are none."""
     lines: list[str] = []
@@ -267,17 +283,23 @@ def _reason() -> str:
     return ": " + "; ".join(lines[:3]) if lines else ""
 
 
-def _load(lib: Any, model: Path, *, vocab_only: bool) -> Any:
+def load_model(lib: Any, model: Path, *, vocab_only: bool = False) -> Any:
+    """llama.cpp's pointer to a model on the CPU; whoever asks for it frees it.
+
+    Raises:
+        ConfigError: no such file.
+        DeviceError: llama.cpp refuses it.
+    """
     require_file(model)
     params = lib.llama_model_default_params()
     params.n_gpu_layers = 0
     params.vocab_only = vocab_only
     params.use_extra_bufts = USE_EXTRA_BUFTS
     params.load_mode = getattr(lib, f"LLAMA_LOAD_MODE_{LOAD_MODE.upper()}")
-    _log.clear()
+    clear_log()
     loaded = lib.llama_model_load_from_file(str(model).encode(), params)
     if not loaded:
-        raise DeviceError(f"{model}: llama.cpp refuses this file{_reason()}")
+        raise DeviceError(f"{model}: llama.cpp refuses this file{reason()}")
     return loaded
 
 
@@ -288,18 +310,18 @@ def _new_context(lib: Any, loaded: Any, model: Path, settings: Settings, chunk: 
     params.n_batch = params.n_ubatch = chunk
     params.n_seq_max = 1
     params.n_threads = params.n_threads_batch = settings.threads
-    params.type_k = params.type_v = _GGML_TYPE[settings.kv_type]
+    params.type_k = params.type_v = GGML_TYPES[settings.kv_type]
     params.n_outputs_max = rows
     params.flash_attn_type = (
         lib.LLAMA_FLASH_ATTN_TYPE_DISABLED if settings.kv_type == "f32" else lib.LLAMA_FLASH_ATTN_TYPE_ENABLED
     )
     params.swa_full = False
     params.no_perf = True
-    _log.clear()
+    clear_log()
     context = lib.llama_init_from_model(loaded, params)
     if not context:
         raise DeviceError(
-            f"{model}: llama.cpp cannot start a context of {settings.context_tokens} tokens{_reason()}",
+            f"{model}: llama.cpp cannot start a context of {settings.context_tokens} tokens{reason()}",
             hint="Try a smaller context or another kv_type.",
         )
     return context

@@ -44,6 +44,12 @@ def _litert_interpreter() -> Runtime:
     return LiteRtInterpreter()
 
 
+def _llamacpp_encoder() -> EncoderRuntime:
+    from edgegen.runtime.llamacpp_encoder import LlamaEncoderRuntime
+
+    return LlamaEncoderRuntime()
+
+
 def _onnx_encoder() -> EncoderRuntime:
     from edgegen.runtime.onnx_encoder import OnnxEncoderRuntime
 
@@ -68,6 +74,7 @@ RUNTIMES: dict[str, dict[str, Callable[[], Runtime]]] = {
     "litert": {"litert": _litert, "litert-interpreter": _litert_interpreter},
 }
 ENCODER_RUNTIMES: dict[str, dict[str, Callable[[], EncoderRuntime]]] = {
+    "gguf": {"llama.cpp": _llamacpp_encoder},
     "onnx": {"onnxruntime": _onnx_encoder},
     "litert": {"litert": _litert_encoder, "litert-interpreter": _litert_interpreter_encoder},
 }

@@ -1,9 +1,12 @@
 """GGUF files for llama.cpp.
 
+family      what the specification of a model family is made of
 families    what each model family is called there, and which of its settings go where
+encoder     the same for sentence encoders
 rope        rotary positions and their scaling rules
 tensors     names, row order and shapes
 tokenizer   tokenizer.json in GGUF's words
+wordpiece   the same for encoders' WordPiece
 proof       that llama.cpp cuts text into the same tokens
 header      the file before its data; exact sizes before writing
 export      put together, streamed, renamed into place

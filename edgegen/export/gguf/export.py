@@ -21,15 +21,27 @@ from edgegen import grids
 from edgegen.common.codec import load_json, save_json
 from edgegen.common.files import remove_tree, replacing, require_free_bytes
 from edgegen.errors import ConfigError
-from edgegen.export.folder import building, copy_companions, describe_files, map_weights, read_config
+from edgegen.export.folder import (
+    NO_SPECIAL_TOKENS,
+    SpecialTokens,
+    building,
+    copy_companions,
+    describe_files,
+    map_weights,
+    read_config,
+)
 from edgegen.export.gguf import header
-from edgegen.export.gguf.families import Config, Family, Translation, family_of, translate
+from edgegen.export.gguf.encoder import pooling_metadata
+from edgegen.export.gguf.families import family_of, translate
+from edgegen.export.gguf.family import Config, Family, Translation
 from edgegen.export.gguf.proof import Proof, prove
 from edgegen.export.gguf.rope import Value
 from edgegen.export.gguf.tensors import Placed, Stored, aligned, head_order, place, tensor_bytes
 from edgegen.export.gguf.tokenizer import TokenizerFiles, Vocabulary, build_vocabulary, read_tokenizer
+from edgegen.export.gguf.wordpiece import build_wordpiece
 from edgegen.records.artifact import Artifact
 from edgegen.records.compressed import Compressed, PackedTensor
+from edgegen.records.model import Pooling
 from edgegen.records.plan import Settings
 
 MODEL_FILE = "model.gguf"
@@ -85,7 +97,10 @@ def export_gguf(
     compressed = load_json(compressed_folder / "compressed.json", Compressed)
     config = read_config(compressed_folder)
     weights = map_weights(compressed_folder, compressed)
-    layout = _lay_out(config, compressed_folder, compressed.tensors, compressed.summary.license, prove_texts)
+    summary = compressed.summary
+    layout = _lay_out(
+        config, compressed_folder, compressed.tensors, summary.license, prove_texts, pooling=summary.pooling
+    )
     assert layout.proof is not None, "the tokenizer is always proven before writing"
     if settings.context_tokens > layout.translation.context_tokens:
         raise ConfigError(
@@ -191,24 +206,33 @@ def _lay_out(
     stored: Sequence[Stored],
     license_text: str,
     prove_texts: Sequence[str] | None,
+    *,
+    pooling: Pooling | None = None,
 ) -> _Layout:
     """Decide everything about the file but its tensor data; without texts the tokenizer is taken at its
-    word."""
+    word.
+
+    Args:
+        pooling: an encoder's; any takes as many bytes as another.
+    """
     family = family_of(config)
     translation = translate(config)
     placed = place(family, config, translation, stored)
     rows = next(tensor.rows for tensor in placed if tensor.name == "token_embd.weight")
     files = read_tokenizer(folder)
-    vocabulary = build_vocabulary(files, rows)
+    wordpiece = family.is_encoder and files.tokenizer["model"].get("type") == "WordPiece"
+    vocabulary = (build_wordpiece if wordpiece else build_vocabulary)(files, rows)
     metadata = {
         **_general(config, folder, placed, license_text, files),
         **translation.metadata,
     }
+    if family.is_encoder:
+        metadata |= pooling_metadata(family, pooling or Pooling(mode="mean", normalize=False))
     proof = None
     if prove_texts is None:
         tokenizer = vocabulary.with_rule(vocabulary.pre_names[0] if vocabulary.pre_names else "")
     else:
-        proof = prove(family.arch, metadata, vocabulary, files, prove_texts)
+        proof = prove(family.arch, metadata, vocabulary, files, prove_texts, required=not family.is_encoder)
         tokenizer = proof.metadata
     return _Layout(family, translation, metadata | tokenizer, placed, vocabulary, proof)
 
@@ -297,6 +321,8 @@ def _data(tensor: Placed, sources: Mapping[str, PackedTensor], weights: NDArray[
         if tensor.heads:
             values = values[head_order(values.size, tensor.heads)]
         return (values + np.float32(tensor.shift)) * np.float32(tensor.scale)
+    if tensor.skip:
+        raw = raw.reshape(source.rows, -1)[tensor.skip :]
     if tensor.grid != source.grid:
         raw = grids.pack(grids.unpack(raw.reshape(tensor.rows, -1), source.grid, tensor.columns), tensor.grid)
     if tensor.heads:
@@ -311,6 +337,10 @@ def _describe(folder: Path, compressed: Compressed, layout: _Layout, settings: S
     notes = (*compressed.notes, *layout.translation.notes, *layout.proof.notes)
     if any(tensor.repeated for tensor in layout.placed):
         notes += (f"{layout.family.arch} has no tied head in llama.cpp, so the embedding is stored twice",)
+    vocabulary = layout.vocabulary
+    special = SpecialTokens(bos_id=vocabulary.bos_id, eos_ids=vocabulary.eos_ids, add_bos=vocabulary.add_bos)
+    if layout.family.is_encoder:
+        special = NO_SPECIAL_TOKENS
     return Artifact(
         schema=1,
         target="gguf",
@@ -322,10 +352,11 @@ def _describe(folder: Path, compressed: Compressed, layout: _Layout, settings: S
         vocab_size=table.rows,
         context_tokens=layout.translation.context_tokens,
         settings=settings,
-        bos_id=layout.vocabulary.bos_id,
-        eos_ids=layout.vocabulary.eos_ids,
-        add_bos=layout.vocabulary.add_bos,
+        bos_id=special.bos_id,
+        eos_ids=special.eos_ids,
+        add_bos=special.add_bos,
         parent=compressed.digest,
         tokenizer_proof=layout.proof.words,
+        task=compressed.summary.task,
         notes=notes,
     )

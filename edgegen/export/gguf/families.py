@@ -10,66 +10,17 @@ Families are named by transformers' `model_type`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
 
 from edgegen.common.codec import did_you_mean
 from edgegen.errors import ConfigError, UnsupportedError
-from edgegen.export.gguf.rope import Floats, Rope, Value, read_rope
-
-Config = Mapping[str, Any]
+from edgegen.export.gguf.encoder import ENCODERS
+from edgegen.export.gguf.family import SCALED, Config, Family, Translation
+from edgegen.export.gguf.rope import Rope, Value, read_rope
 
 _ATTENTION = ("attn_norm.weight", "attn_q.weight", "attn_k.weight", "attn_v.weight", "attn_output.weight")
 _GATED = ("ffn_norm.weight", "ffn_gate.weight", "ffn_up.weight", "ffn_down.weight")
 _QKV_BIAS = ("attn_q.bias", "attn_k.bias", "attn_v.bias")
 _QK_NORM = ("attn_q_norm.weight", "attn_k_norm.weight")
-_SCALED = frozenset({"default", "linear", "yarn"})
-
-
-@dataclass(frozen=True, slots=True)
-class Translation:
-    """A configuration in GGUF's words."""
-
-    metadata: dict[str, Value]
-    """Full keys, the architecture's prefix included."""
-    context_tokens: int
-    """The longest sequence that the file stands for."""
-    heads: int
-    kv_heads: int
-    layers: int
-    tensors: dict[str, Floats]
-    """Vectors that are not in the checkpoint but computed from its configuration."""
-    query_scale: float = 1.0
-    """Factor that must go into the query norm because the architecture has no key for it."""
-    notes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Family:
-    """How one model family is written."""
-
-    arch: str
-    """GGUF's `general.architecture`."""
-    translate: Callable[[Family, Config], Translation]
-    block: tuple[str, ...]
-    """Tensors that every block has, after `blk.N.`."""
-    optional: tuple[str, ...] = ()
-    """Tensors that a block may have."""
-    top: tuple[str, ...] = ("token_embd.weight", "output_norm.weight")
-    head: str = "optional"
-    """`optional`: absent means tied. `tied`: llama.cpp knows no separate head. `required`: a tied table is
-    written twice."""
-    permuted: bool = False
-    """Whether query and key rows are reordered per head from halves to pairs, as this rope kernel reads
-    them."""
-    norm_shift: float = 0.0
-    """Added to norm weights that the checkpoint stores as offsets from 1."""
-    rope_kinds: frozenset[str] = _SCALED
-    activations: tuple[str, ...] = ("silu", "swish")
-    activation_key: str = "hidden_act"
-    defaults: Config = field(default_factory=dict)
-    """transformers' own defaults, for configurations that leave keys out."""
 
 
 def family_of(config: Config) -> Family:
@@ -79,12 +30,13 @@ def family_of(config: Config) -> Family:
         UnsupportedError: not a family that can be written.
     """
     name = str(config.get("model_type", ""))
-    if name not in FAMILIES:
+    known = {**FAMILIES, **ENCODERS}
+    if name not in known:
         raise UnsupportedError(
             f"model type {name!r} cannot be written as GGUF",
-            hint=f"{did_you_mean(name, sorted(FAMILIES))} All: {', '.join(sorted(FAMILIES))}.",
+            hint=f"{did_you_mean(name, sorted(known))} All: {', '.join(sorted(known))}.",
         )
-    return FAMILIES[name]
+    return known[name]
 
 
 def translate(config: Config) -> Translation:
@@ -280,7 +232,7 @@ _LLAMA = Family(
     block=(*_ATTENTION, *_GATED),
     optional=(*_QKV_BIAS, "attn_output.bias", "ffn_gate.bias", "ffn_up.bias", "ffn_down.bias"),
     permuted=True,
-    rope_kinds=_SCALED | {"llama3"},
+    rope_kinds=SCALED | {"llama3"},
     defaults={"rms_norm_eps": 1e-6, "max_position_embeddings": 2048},
 )
 _GEMMA_DEFAULTS = {"rms_norm_eps": 1e-6, "head_dim": 256}

@@ -86,12 +86,15 @@ def prove(
     vocabulary: Vocabulary,
     files: TokenizerFiles,
     texts: Sequence[str],
+    *,
+    required: bool = True,
 ) -> Proof:
     """Choose the splitting rule whose ids agree on every text.
 
     Args:
         metadata: the file's other metadata.
         texts: held-out texts; none at all leaves the choice to the probes and makes a note.
+        required: whether a difference is refused. If not, it is a note: an encoder's texts are cut by edgegen.
 
     Raises:
         UnsupportedError: no rule of llama.cpp gives the original's ids; names the first differing text.
@@ -120,6 +123,8 @@ def prove(
             with _opened(arch, {**metadata, **outcome.metadata}) as runtime:
                 return _proven(outcome, runtime, vocabulary, files)
     worst = (tried[0].in_texts or tried[0].in_probes)[0]
+    if not required:
+        return _unproven(tried[0], worst)
     raise UnsupportedError(
         f"llama.cpp does not tokenise like this model: {worst.words()}",
         hint="The tokenizer splits text in a way that llama.cpp has no rule for.",
@@ -141,12 +146,22 @@ def _proven(outcome: _Outcome, runtime: LoadedVocabulary, vocabulary: Vocabulary
     elif outcome.probed:
         words += f", {outcome.probed} of {outcome.probed} probes too"
     rule = outcome.metadata.get("tokenizer.ggml.pre")
-    words += f" (llama.cpp's {rule} rule)" if rule else " (llama.cpp's SentencePiece rule)"
+    words += f" (llama.cpp's {rule or vocabulary.kind} rule)"
     special = [f"a {text} b" for text in vocabulary.special_texts[:64]]
     wrong, _ = _differences(runtime, special, _original(files.library, special))
     if wrong:
         notes.append(f"llama.cpp handles text around special tokens differently: {wrong[0].words()}")
     return Proof(outcome.metadata, words, tuple(notes))
+
+
+def _unproven(outcome: _Outcome, worst: _Difference) -> Proof:
+    """What is said of a file whose own tokenizer is not the original's."""
+    same = outcome.compared - len(outcome.in_texts)
+    words = (
+        f"the device cuts text with the original's own tokenizer.json and library; llama.cpp's own tokenizer, which is "
+        f"not used, cuts {same} of {outcome.compared} held-out texts identically"
+    )
+    return Proof(outcome.metadata, words, (f"llama.cpp's own tokenizer, not used here, differs: {worst.words()}",))
 
 
 def _original(library: Tokenizer, texts: Sequence[str]) -> list[list[int]]:

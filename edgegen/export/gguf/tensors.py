@@ -17,12 +17,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgegen.errors import ConfigError, UnsupportedError
-from edgegen.export.gguf.families import Config, Family, Translation
+from edgegen.export.gguf.family import Config, Family, Translation
 from edgegen.export.gguf.rope import Floats
 from edgegen.grids import ggml
 
 ALIGNMENT = 32
 """Tensor data starts at multiples of this many bytes, as GGUF files say by default."""
+
+_ADDED = "token_types.weight"
+"""llama.cpp adds a row of it as it stands, and adds only f32."""
 
 _SKIPPED = (".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias")
 """Buffers that old checkpoints store among their weights."""
@@ -58,6 +61,8 @@ class Placed:
     shift: float = 0.0
     scale: float = 1.0
     """For vectors: (stored + shift) · scale."""
+    skip: int = 0
+    """Leading rows of the stored tensor that are left out."""
     repeated: bool = False
     """A second copy of a stored table."""
 
@@ -113,14 +118,16 @@ def place(family: Family, config: Config, translation: Translation, stored: Sequ
         elif family.permuted and ".attn_k." in name:
             heads = translation.kv_heads
         norm = name.endswith("_norm.weight")
+        skip = translation.first_position if name == "position_embd.weight" else 0
         placed[name] = _checked(
             Placed(
                 name=name,
-                grid=tensor.grid,
-                rows=tensor.rows,
+                grid="f32" if name == _ADDED else tensor.grid,
+                rows=tensor.rows - skip,
                 columns=tensor.columns,
                 source=tensor.name,
                 heads=heads,
+                skip=skip,
                 shift=family.norm_shift if norm else 0.0,
                 scale=translation.query_scale if name.endswith("attn_q_norm.weight") else 1.0,
             )
@@ -196,7 +203,8 @@ def _require_shapes(family: Family, translation: Translation, config: Config, pl
     positions = placed.get("position_embd.weight")
     if positions is not None and positions.rows != translation.context_tokens:
         raise ConfigError(
-            f"the position table has {positions.rows} rows and config.json says {translation.context_tokens}"
+            f"the position table has {positions.rows} rows for tokens and config.json says "
+            f"{translation.context_tokens}"
         )
 
 
@@ -204,4 +212,4 @@ def _file_order(tensor: Placed) -> tuple[int, str]:
     """Tables first, then the blocks in order: a memory-mapped file is then read front to back."""
     if tensor.name.startswith("blk."):
         return int(tensor.name.split(".")[1]), tensor.name
-    return (-1 if tensor.name.startswith(("token_embd", "position_embd", "rope")) else 1_000_000), tensor.name
+    return (-1 if tensor.name.startswith(("token_", "position_embd", "rope")) else 1_000_000), tensor.name

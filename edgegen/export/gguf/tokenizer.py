@@ -103,6 +103,8 @@ class Vocabulary:
     special_texts: tuple[str, ...]
     """Spellings of the added tokens."""
     notes: tuple[str, ...] = ()
+    kind: str = "SentencePiece"
+    """How texts are cut where there is no splitting rule to name."""
 
     def with_rule(self, pre: str) -> dict[str, Value]:
         """The whole metadata, with the splitting rule's name if there is one."""
@@ -150,8 +152,10 @@ def build_vocabulary(files: TokenizerFiles, rows: int) -> Vocabulary:
     model = files.tokenizer["model"]
     kind = str(model.get("type", "BPE"))
     if kind != "BPE":
-        raise UnsupportedError(f"a {kind} tokenizer cannot be written as GGUF", hint="BPE tokenizers can.")
-    steps = _flat(files.tokenizer.get("pre_tokenizer"), "pretokenizers")
+        raise UnsupportedError(
+            f"a {kind} tokenizer cannot be written as GGUF", hint="BPE tokenizers can, and WordPiece ones of encoders."
+        )
+    steps = flat_steps(files.tokenizer.get("pre_tokenizer"), "pretokenizers")
     byte_level = any(step["type"] == "ByteLevel" for step in steps)
     sentencepiece = not byte_level and bool(model.get("byte_fallback"))
     if not (byte_level or sentencepiece):
@@ -232,12 +236,12 @@ def _scores(
     ]
 
 
-def _flat(step: Mapping[str, Any] | None, inner: str) -> list[Mapping[str, Any]]:
+def flat_steps(step: Mapping[str, Any] | None, inner: str) -> list[Mapping[str, Any]]:
     """A pre-tokenizer's or normalizer's steps in order, nested sequences opened."""
     if step is None:
         return []
     if step["type"] == "Sequence":
-        return [leaf for child in step[inner] for leaf in _flat(child, inner)]
+        return [leaf for child in step[inner] for leaf in flat_steps(child, inner)]
     return [step]
 
 
@@ -259,7 +263,7 @@ def _rule(steps: list[Mapping[str, Any]]) -> tuple[str, ...]:
 
 def _adds_space(tokenizer: Mapping[str, Any], steps: list[Mapping[str, Any]]) -> bool:
     """Whether a text is tokenised as if a space stood before it."""
-    for step in _flat(tokenizer.get("normalizer"), "normalizers"):
+    for step in flat_steps(tokenizer.get("normalizer"), "normalizers"):
         if step["type"] == "Prepend" and step["prepend"] == "▁":
             return True
     for step in steps:
@@ -279,7 +283,7 @@ def _with_special_tokens(
             f"{256 - byte_types} of 256 byte tokens are missing: llama.cpp's own tokenizer ends the process "
             "on characters that the vocabulary lacks"
         )
-    ids = {role: _special_id(files, role) for role in ("bos", "eos", "pad", "unk")}
+    ids = {role: special_id(files, role) for role in ("bos", "eos", "pad", "unk")}
     eos_ids = list(dict.fromkeys(_eos_ids(files, ids["eos"])))
     for id_ in (*ids.values(), *eos_ids):
         if id_ is not None and not 0 <= id_ < len(types):
@@ -310,7 +314,7 @@ def _with_special_tokens(
     return Vocabulary(metadata, names, ids["bos"], tuple(eos_ids), add_bos, texts, tuple(notes))
 
 
-def _special_id(files: TokenizerFiles, role: str) -> int | None:
+def special_id(files: TokenizerFiles, role: str) -> int | None:
     """A special token's id: by the tokenizer's own name for it, else by the model's configuration."""
     token = files.config.get(f"{role}_token")
     if isinstance(token, Mapping):
