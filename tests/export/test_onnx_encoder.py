@@ -151,7 +151,7 @@ def test_sessions_refuse_what_does_not_fit(made: tuple[Path, Artifact]) -> None:
 
 def test_targets_without_encoders_say_so() -> None:
     with pytest.raises(UnsupportedError, match="encoders"):
-        encoder_runtime_for("gguf")
+        encoder_runtime_for("tape")
     with pytest.raises(UnsupportedError, match="does not run onnx encoders"):
         encoder_runtime_for("onnx", "onnxruntime-genai")
 

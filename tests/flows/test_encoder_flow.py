@@ -112,7 +112,6 @@ def test_a_stricter_limit_takes_more_bytes(root: Path, build: Path) -> None:
 @pytest.mark.parametrize(
     ("more", "code", "said"),
     [
-        (("--target", "gguf"), 3, "family 'bert' cannot be written for gguf"),
         (("--max-kl", "0.1"), 2, "Use --min-cosine"),
         (("--min-cosine", "1"), 2, "must be below 1"),
         (("--vocab", "100"), 3, "an encoder's vocabulary stays whole"),
