@@ -209,14 +209,16 @@ def _check_target(target: Target, where: str) -> None:
         _positive(where, f"kv_bits.{name}", bits)
     if not target.kv_bits:
         raise ConfigError(f"{where}: kv_bits: is empty", hint="Name at least the default cache type.")
-    for name, value in msgspec.to_builtins(target.overheads).items():
-        if name != "source" and not (math.isfinite(value) and value >= 0):
-            raise ConfigError(f"{where}: overheads.{name}: {value} is below 0", hint="Write 0 for nothing.")
+    tables = {"overheads": target.overheads, "encoder_overheads": target.overheads_of("encoder")}
+    for table, overheads in tables.items():
+        for name, value in msgspec.to_builtins(overheads).items():
+            if name != "source" and not (math.isfinite(value) and value >= 0):
+                raise ConfigError(f"{where}: {table}.{name}: {value} is below 0", hint="Write 0 for nothing.")
     _positive(where, "parity_max_kl", target.parity_max_kl)
     _positive(where, "strict_max_kl", target.strict_max_kl)
     fractions = {
         "parity_min_top1_fraction": target.parity_min_top1_fraction,
-        "overheads.weights_resident_fraction": target.overheads.weights_resident_fraction,
+        **{f"{table}.weights_resident_fraction": o.weights_resident_fraction for table, o in tables.items()},
     }
     for key, fraction in fractions.items():
         if not 0 <= fraction <= 1:

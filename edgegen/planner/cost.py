@@ -21,7 +21,7 @@ from __future__ import annotations
 import msgspec
 
 from edgegen.errors import ConfigError
-from edgegen.records.model import ModelSummary, TensorInfo
+from edgegen.records.model import ModelSummary, Task, TensorInfo
 from edgegen.records.plan import Prediction, Settings
 from edgegen.records.profile import Profile
 from edgegen.records.target import Target
@@ -65,8 +65,11 @@ class Device(msgspec.Struct, frozen=True):
         return file_bytes * self.read_ratio.get(grid, 1.0)
 
 
-def device_of(profile: Profile, target: Target, settings: Settings) -> Device:
+def device_of(profile: Profile, target: Target, settings: Settings, task: Task = "causal") -> Device:
     """Coefficients of a device; what the profile measured wins over the target's table.
+
+    Args:
+        task: what models it is for.
 
     Raises:
         ConfigError: the target has no kernel costs for the profile's instruction set.
@@ -88,6 +91,7 @@ def device_of(profile: Profile, target: Target, settings: Settings) -> Device:
         timed = profile.prefill_ns_per_weight.get(grid.name) if known else None
         scaled = costs[grid.name] * grid.prefill_cycles_per_weight.get(isa, cycles) / cycles
         prefill[grid.name] = timed.value * 1e-9 if timed else scaled
+    overheads = target.overheads_of(task)
     dispatch = profile.overhead_s_per_layer_token.get(target.name)
     return Device(
         bandwidth_bytes_per_s=profile.device.bandwidth_bytes_per_s.value,
@@ -96,18 +100,18 @@ def device_of(profile: Profile, target: Target, settings: Settings) -> Device:
         prefill_seconds_per_weight=prefill,
         resident_ratio={grid.name: grid.resident_ratio for grid in target.grids},
         read_ratio={grid.name: grid.read_ratio for grid in target.grids},
-        bytes_per_ubatch_head_context=target.overheads.buffer_bytes_per_ubatch_head_context,
+        bytes_per_ubatch_head_context=overheads.buffer_bytes_per_ubatch_head_context,
         rearranged=frozenset(g.name for g in target.grids if isa in g.repacked_isas),
-        dispatch_s=dispatch.value if dispatch else target.overheads.seconds_per_layer_token / clock,
-        process_bytes=target.overheads.process_bytes,
-        fixed_buffer_bytes=target.overheads.fixed_buffer_bytes,
-        bytes_per_ubatch_hidden=target.overheads.buffer_bytes_per_ubatch_hidden,
-        bytes_per_ubatch_ffn=target.overheads.buffer_bytes_per_ubatch_ffn,
-        bytes_per_vocab_entry=target.overheads.bytes_per_vocab_entry,
-        bytes_per_ubatch_vocab=target.overheads.buffer_bytes_per_ubatch_vocab,
-        resident_fraction=target.overheads.weights_resident_fraction,
-        kv_bits=target.kv_bits[settings.kv_type] * target.overheads.kv_copies,
-        context_step_tokens=target.overheads.context_step_tokens,
+        dispatch_s=dispatch.value if dispatch else overheads.seconds_per_layer_token / clock,
+        process_bytes=overheads.process_bytes,
+        fixed_buffer_bytes=overheads.fixed_buffer_bytes,
+        bytes_per_ubatch_hidden=overheads.buffer_bytes_per_ubatch_hidden,
+        bytes_per_ubatch_ffn=overheads.buffer_bytes_per_ubatch_ffn,
+        bytes_per_vocab_entry=overheads.bytes_per_vocab_entry,
+        bytes_per_ubatch_vocab=overheads.buffer_bytes_per_ubatch_vocab,
+        resident_fraction=overheads.weights_resident_fraction,
+        kv_bits=target.kv_bits[settings.kv_type] * overheads.kv_copies,
+        context_step_tokens=overheads.context_step_tokens,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from edgegen.records.base import Record
+from edgegen.records.model import Task
 
 Source = Literal["measured", "datasheet", "assumed"]
 
@@ -110,6 +111,8 @@ class Target(Record, frozen=True):
     parity_min_top1_fraction: float
     encoder_families: tuple[str, ...] = ()
     """Sentence encoders (`model_type`) that the exporter knows."""
+    encoder_overheads: Overheads | None = None
+    """Of encoders, where they are not those of models that continue text."""
     parity_max_distance: float = 2e-3
     """As `parity_max_kl` for encoders: 1 - cosine similarity, mean over texts."""
     strict_max_distance: float = 1e-6
@@ -118,6 +121,10 @@ class Target(Record, frozen=True):
     notes: str = ""
     source: str = ""
     """Where the numbers come from."""
+
+    def overheads_of(self, task: Task) -> Overheads:
+        """What the runtime needs for a model of this kind."""
+        return self.encoder_overheads if task == "encoder" and self.encoder_overheads else self.overheads
 
     def grid(self, name: str) -> GridFacts:
         """The grid called `name` (KeyError if there is none)."""

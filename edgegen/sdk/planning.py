@@ -67,7 +67,7 @@ def build_problem(
     return Problem(
         cases=tuple(cases),
         settings=job.settings,
-        device=device_of(job.profile, job.target, job.settings),
+        device=device_of(job.profile, job.target, job.settings, job.subject.summary.task),
         budgets=_as_distance(budgets),
         workload=job.profile.workload,
         prefer=prefer,
