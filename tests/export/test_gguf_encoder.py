@@ -16,7 +16,7 @@ from edgegen.records.plan import Settings
 from edgegen.runtime.registry import encoder_runtime_for, runtime_for
 from edgegen.runtime.text import Text
 from tests.export.test_onnx_encoder import expected, pack
-from tests.tiny_models import export_tiny, make_tiny, make_tiny_encoder, sample_texts
+from tests.tiny_models import export_tiny, make_tiny, make_tiny_encoder, make_tokenizer, sample_texts
 
 SETTINGS = Settings(context_tokens=64, ubatch_tokens=64, threads=1, kv_type="f16")
 STRICT = Settings(context_tokens=64, ubatch_tokens=64, threads=1, kv_type="f32")
@@ -42,7 +42,9 @@ CASES = [
 
 def distances(found: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     """(W,) 1 - cosine similarity of (W, D) vectors."""
-    a, b = (v.astype(np.float64) / np.linalg.norm(v.astype(np.float64), axis=-1, keepdims=True) for v in (found, wanted))
+    a, b = (
+        v.astype(np.float64) / np.linalg.norm(v.astype(np.float64), axis=-1, keepdims=True) for v in (found, wanted)
+    )
     return np.square(a - b).sum(-1) / 2  # type: ignore[no-any-return]
 
 
@@ -87,7 +89,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Artifact]:
 
 
 def test_the_record(made: tuple[Path, Artifact]) -> None:
-    folder, artifact = made
+    _, artifact = made
     assert artifact.task == "encoder" and artifact.eos_ids == () and artifact.bos_id is None and not artifact.add_bos
     assert artifact.context_tokens == 96 and artifact.model_files == ("model.gguf",)
     assert "12 of 12 held-out texts tokenise identically, 6 of 6 probes too" in artifact.tokenizer_proof
@@ -136,6 +138,20 @@ def test_a_tokenizer_that_llama_cpp_has_not_is_a_note(tmp_path: Path) -> None:
     _, artifact = export(checkpoint, tmp_path, "q8_0")
     assert "the device cuts text with the original's own tokenizer.json" in artifact.tokenizer_proof
     assert any("llama.cpp's own tokenizer, not used here, differs" in note for note in artifact.notes)
+
+
+def test_a_byte_level_tokenizer(tmp_path: Path) -> None:
+    """As RoBERTa has it; its splitting rule is proven like that of models that continue text."""
+    checkpoint = make_tiny_encoder(tmp_path / "hf", "roberta")
+    rows = json.loads((checkpoint / "config.json").read_bytes())["vocab_size"]
+    make_tokenizer("bytelevel", size=rows).save(str(checkpoint / "tokenizer.json"))
+    folder, artifact = export(checkpoint, tmp_path, "q8_0")
+    assert "12 of 12 held-out texts tokenise identically" in artifact.tokenizer_proof
+    assert "gpt-2 rule" in artifact.tokenizer_proof and artifact.eos_ids == ()
+    ids = Text(folder / "artifact").sentence("the cat")
+    with encoder_runtime_for("gguf").open(folder / "strict" / artifact.model, STRICT) as session:
+        found, (wanted,) = session.embed(ids), expected(folder / "compressed", [ids])
+    assert distances(found[None], wanted[None])[0] < 3e-7
 
 
 def test_files_of_other_kinds_are_refused(made: tuple[Path, Artifact], tmp_path: Path) -> None:

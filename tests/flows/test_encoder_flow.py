@@ -8,6 +8,7 @@ import pytest
 
 from edgegen.common.codec import load_json
 from edgegen.records.artifact import Artifact
+from edgegen.records.bakeoff import BakeOff
 from edgegen.records.embedding import Embedding
 from edgegen.records.plan import Plan
 from edgegen.records.report import Report
@@ -122,3 +123,26 @@ def test_what_cannot_be(root: Path, more: tuple[object, ...], code: int, said: s
     done = compress(root, "--out", root / "never", *more)
     assert done.code == code and said in done.err
     assert not (root / "never").exists()
+
+
+def test_gguf_goes_the_same_way(root: Path) -> None:
+    done = compress(root, "--target", "gguf", "--out", root / "llama")
+    assert done.code == 0, done.err
+    report, plan = load_json(root / "llama" / "report.json", Report), load_json(root / "llama" / "plan.json", Plan)
+    assert report.artifact_bytes == plan.prediction.bytes
+    assert report.vectors is not None and report.vectors.cosine.value >= 0.998
+    assert report.vector_strict is not None and report.vector_strict.distance < 1e-6
+    assert report.vector_parity is not None and report.vector_parity.distance < 2e-3
+    assert report.memory is not None
+    assert plan.prediction.rss_bytes == pytest.approx(report.memory.peak_rss_bytes, rel=0.06)
+    found = msgspec.json.decode(run_cli("run", root / "llama", "the cat ran", "--json").out, type=Embedding)
+    assert len(found.vector) == 64 and found.norm == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.slow
+def test_bake_off(root: Path) -> None:
+    done = compress(root, "--target", "gguf,onnx,litert", "--out", root / "three")
+    assert done.code == 0, done.err
+    found = load_json(root / "three" / "bakeoff.json", BakeOff)
+    strict = [pair.kl for pair in found.pairs if pair.mode == "strict" and pair.first == "torch"]
+    assert len(strict) == 3 and all(kl is not None and kl < 1e-6 for kl in strict)

@@ -55,7 +55,11 @@ def _bert(family: Family, config: Config) -> Translation:
         "attention.causal": False,
     }
     return Translation(
-        metadata={f"{family.arch}.{key}": value for key, value in metadata.items()},
+        metadata={
+            **{f"{family.arch}.{key}": value for key, value in metadata.items()},
+            # It is among the tokenizer's keys, yet it is the height of the table of segments.
+            "tokenizer.ggml.token_type_count": int(config["type_vocab_size"]),
+        },
         context_tokens=context,
         heads=heads,
         kv_heads=heads,
@@ -78,7 +82,7 @@ _TOP = ("token_embd.weight", "position_embd.weight", "token_embd_norm.weight", "
 _ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh")
 
 
-def _family(*more: str, activation_key: str = "hidden_act", **defaults: object) -> Family:
+def _family(*more: str, activation_key: str = "hidden_act", **defaults: int) -> Family:
     return Family(
         arch="bert",
         translate=_bert,
@@ -93,9 +97,9 @@ def _family(*more: str, activation_key: str = "hidden_act", **defaults: object) 
 
 
 ENCODERS: dict[str, Family] = {
-    "bert": _family("token_types.weight"),
-    "roberta": _family("token_types.weight", pad_token_id=1),
+    "bert": _family("token_types.weight", type_vocab_size=2),
+    "roberta": _family("token_types.weight", type_vocab_size=2, pad_token_id=1),
     # DistilBERT's configuration names no epsilon; transformers has it in the code.
-    "distilbert": _family(activation_key="activation"),
+    "distilbert": _family(activation_key="activation", type_vocab_size=1),
 }
 """transformers' `model_type` → how it is written."""

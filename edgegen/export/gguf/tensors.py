@@ -203,8 +203,7 @@ def _require_shapes(family: Family, translation: Translation, config: Config, pl
     positions = placed.get("position_embd.weight")
     if positions is not None and positions.rows != translation.context_tokens:
         raise ConfigError(
-            f"the position table has {positions.rows} rows for tokens and config.json says "
-            f"{translation.context_tokens}"
+            f"the position table has {positions.rows} rows for tokens and config.json says {translation.context_tokens}"
         )
 
 

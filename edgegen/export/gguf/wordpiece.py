@@ -55,7 +55,6 @@ def build_wordpiece(files: TokenizerFiles, rows: int) -> Vocabulary:
         "tokenizer.ggml.model": "bert",
         "tokenizer.ggml.tokens": tokens,
         "tokenizer.ggml.token_type": types,
-        "tokenizer.ggml.token_type_count": int(files.model.get("type_vocab_size") or 1),
         **_cleaning(files),
         **_special(files),
     }
