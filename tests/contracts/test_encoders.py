@@ -31,7 +31,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> object:
 
     def write(target: str) -> Path:
         exporter, folder = exporter_or_skip(target), tmp_path_factory.mktemp(target)
-        compressed = pack(make_tiny_encoder(folder / "hf"), folder / "c", GRID)
+        compressed = pack(make_tiny_encoder(folder / "hf", sentence_tokens=96), folder / "c", GRID)
         artifact = exporter.export(compressed, folder / "a", context_settings(target), prove_texts=sample_texts(5))
         return folder / "a" / artifact.model
 
