@@ -110,6 +110,7 @@ def test_impossible_value_names_file_and_key_and_says_what_to_do(tmp_path: Path,
             r"weights_resident_fraction: 1\.5",
         ),
         ("fixed_buffer_bytes = 8_500_000", "fixed_buffer_bytes = -1", r"overheads\.fixed_buffer_bytes: -1"),
+        ("fixed_buffer_bytes = 4_000_000", "fixed_buffer_bytes = -1", r"encoder_overheads\.fixed_buffer_bytes: -1"),
         ("parity_max_kl = 0.005", "parity_max_kl = 0.0", r"parity_max_kl"),
     ],
 )

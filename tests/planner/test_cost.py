@@ -5,7 +5,8 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from edgegen.planner.cost import Device, constant_rss, copies, kv_bytes, predict
+from edgegen.catalog import load_profile, load_target
+from edgegen.planner.cost import Device, constant_rss, copies, device_of, kv_bytes, predict
 from edgegen.planner.problem import column
 from edgegen.records.model import ModelSummary
 from edgegen.records.plan import Prediction
@@ -84,6 +85,18 @@ def test_a_tied_table_in_a_rearranged_grid_is_resident_twice() -> None:
     once, twice = price({"embed": "q8", "block": "q4"}), price({"embed": "q4", "block": "q4"})
     assert twice.rss_bytes - once.rss_bytes == 68
     assert twice.bytes == once.bytes
+
+
+def test_encoders_have_overheads_of_their_own_where_the_target_names_them() -> None:
+    profile = load_profile("raspberry-pi-5-8gb")
+    for name, rows_of_logits in (("gguf", 4.0), ("litert", None)):
+        target = load_target(name)
+        settings = msgspec.structs.replace(SETTINGS, kv_type=next(iter(target.kv_bits)))
+        causal, encoder = device_of(profile, target, settings), device_of(profile, target, settings, "encoder")
+        if rows_of_logits is None:
+            assert encoder == causal
+        else:
+            assert encoder.bytes_per_ubatch_vocab == rows_of_logits and causal.bytes_per_ubatch_vocab == 0
 
 
 @pytest.mark.parametrize(
