@@ -13,8 +13,9 @@ have other signatures, which no session here runs. Weights are rounded without i
 multiplies does not depend on their values; for the same reason a random model will do. Both of a pair run in the same
 session with the same settings, every measurement in a process of its own, all in turn (see `edgegen.verify.bench`).
 
-The table shows medians. Ratios are of the best run of each: what else a machine does only ever takes time, so with
-equal numbers of runs the fastest of each is the fairest to compare.
+The table shows medians. A machine's speed drifts over minutes, so each run is compared with its neighbour, the other of
+the pair in the same round, and a ratio is the median of those. GGUF pairs have the same types tensor by tensor: what
+they differ by is noise, and shows how much of it there is.
 
 Prints a Markdown table with the ratios edgegen/own and writes runtimes.json. Exit code 1 if a file is larger or a speed
 is below 0.95 of the runtime's own.
@@ -27,6 +28,7 @@ import ctypes
 import hashlib
 import json
 import os
+import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -377,14 +379,14 @@ def _cells(rows: list[BenchRow], own: list[BenchRow]) -> list[str]:
         format_bytes(_median(rows[0].peak_rss_bytes)),
         f"{_median(rows[0].load_ms):,.0f} ms",
         beside(lambda row: row.prompts[0].ttft_ms.median, ",.1f"),
-        beside(_prefill),
-        beside(_decode),
+        beside(lambda row: _prefill(row).median),
+        beside(lambda row: _decode(row).median),
     ]
     if not own or any(row.error for row in own):
         return [*cells, ""]
     ratios = [f"{rows[0].bytes / own[0].bytes:.3f}", f"{_memory(rows[0]) / _memory(own[0]):.2f}"]
-    for pick in (_best_prefill, _best_decode):
-        ratios.append(" / ".join(f"{pick(a) / pick(b):.2f}" for a, b in zip(rows, own, strict=True)))
+    for pick in (_prefill, _decode):
+        ratios.append(" / ".join(f"{_ratio(pick(a), pick(b)):.2f}" for a, b in zip(rows, own, strict=True)))
     return [*cells, ", ".join(ratios)]
 
 
@@ -397,28 +399,25 @@ def misses(model: str, bench: Bench) -> list[str]:
                 continue
             if row.bytes > own.bytes:
                 found.append(f"{model}: {row.name}: {row.bytes:,} bytes, its own {own.bytes:,}")
-            for what, pick in (("prefill", _best_prefill), ("decode", _best_decode)):
-                ratio = pick(row) / pick(own)
+            for what, pick in (("prefill", _prefill), ("decode", _decode)):
+                ratio = _ratio(pick(row), pick(own))
                 if ratio < LEAST_RATIO:
                     found.append(f"{model}: {row.name}: {what} at {ratio:.2f} of its own, {row.threads} threads")
     return list(dict.fromkeys(found))
 
 
-def _prefill(row: BenchRow) -> float:
-    return row.prompts[-1].tokens_per_s.median
+def _prefill(row: BenchRow) -> Spread:
+    return row.prompts[-1].tokens_per_s
 
 
-def _decode(row: BenchRow) -> float:
-    return _median(row.decode_tokens_per_s)
-
-
-def _best_prefill(row: BenchRow) -> float:
-    return row.prompts[-1].tokens_per_s.high
-
-
-def _best_decode(row: BenchRow) -> float:
+def _decode(row: BenchRow) -> Spread:
     assert row.decode_tokens_per_s is not None, "a row without an error has all numbers"
-    return row.decode_tokens_per_s.high
+    return row.decode_tokens_per_s
+
+
+def _ratio(ours: Spread, own: Spread) -> float:
+    """Median of the ratios of neighbours."""
+    return statistics.median(a / b for a, b in zip(ours.values, own.values, strict=True))
 
 
 def _memory(row: BenchRow) -> float:

@@ -12,6 +12,8 @@ class Spread(Record, frozen=True):
     median: float
     low: float
     high: float
+    values: tuple[float, ...] = ()
+    """In the order in which they were measured; those of two artifacts at the same place are neighbours in time."""
 
 
 class PromptSpeed(Record, frozen=True):

@@ -197,7 +197,7 @@ def _row(case: Case, threads: int, artifact: Artifact, results: Sequence[TrialRe
 
 
 def _spread(values: Sequence[float]) -> Spread:
-    return Spread(median=statistics.median(values), low=min(values), high=max(values))
+    return Spread(median=statistics.median(values), low=min(values), high=max(values), values=tuple(values))
 
 
 def _notes(request: BenchRequest, rows: Sequence[BenchRow]) -> tuple[str, ...]:
