@@ -2,9 +2,10 @@
 
 Decoding one token reads every weight but the input table's once, so with threads p
 
-    t = max(bytes read / bandwidth,  Σ weights · ns(grid) / p)  +  layers · dispatch
+    t = max(bytes read / bandwidth,  Σ weights · ns(grid) / p)  +  cache · ns / p  +  layers · dispatch
 
-(the roofline of Williams et al. 2009 plus a fixed cost per block). Resident memory is
+(the roofline of Williams et al. 2009, plus attention where a runtime reads its whole cache, plus a fixed cost per
+block). Resident memory is
 
     process + weights + key/value cache + compute buffers(micro-batch, hidden, ffn, scores) + tables(vocabulary).
 
@@ -51,6 +52,8 @@ class Device(msgspec.Struct, frozen=True):
     """Of one cached element, all its copies together."""
     context_step_tokens: int
     bytes_per_ubatch_head_context: float = 0.0
+    seconds_per_cached_number: float = 0.0
+    """Of the whole context's keys and values, for each decoded token on one core."""
     resident_ratio: dict[str, float] = {}
     """Grid → resident bytes over bytes in the file; 1 where it is not named."""
     read_ratio: dict[str, float] = {}
@@ -103,6 +106,7 @@ def device_of(profile: Profile, target: Target, settings: Settings, task: Task =
         bytes_per_ubatch_head_context=overheads.buffer_bytes_per_ubatch_head_context,
         rearranged=frozenset(g.name for g in target.grids if isa in g.repacked_isas),
         dispatch_s=dispatch.value if dispatch else overheads.seconds_per_layer_token / clock,
+        seconds_per_cached_number=overheads.cycles_per_cached_number / (clock * 1e9),
         process_bytes=overheads.process_bytes,
         fixed_buffer_bytes=overheads.fixed_buffer_bytes,
         bytes_per_ubatch_hidden=overheads.buffer_bytes_per_ubatch_hidden,
@@ -117,10 +121,19 @@ def device_of(profile: Profile, target: Target, settings: Settings, task: Task =
 
 def kv_bytes(summary: ModelSummary, settings: Settings, device: Device) -> float:
     """Keys and values of every layer for the whole context, rounded up as the runtime does; none of an encoder."""
+    return _cached_numbers(summary, settings, device) * device.kv_bits / 8
+
+
+def attention_s(summary: ModelSummary, settings: Settings, device: Device) -> float:
+    """Seconds a decoded token for reading the cache, of runtimes that read all of it."""
+    return _cached_numbers(summary, settings, device) * device.seconds_per_cached_number / device.threads
+
+
+def _cached_numbers(summary: ModelSummary, settings: Settings, device: Device) -> float:
     if summary.task == "encoder":
         return 0.0
     tokens = -(-settings.context_tokens // device.context_step_tokens) * device.context_step_tokens
-    return 2 * summary.layers * summary.kv_heads * summary.head_size * tokens * device.kv_bits / 8
+    return 2 * summary.layers * summary.kv_heads * summary.head_size * tokens
 
 
 def constant_rss(summary: ModelSummary, settings: Settings, device: Device) -> float:
@@ -184,8 +197,9 @@ def predict(
             "bandwidth": read / device.bandwidth_bytes_per_s,
             "kernels": kernels / device.threads,
             "dispatch": dispatch_s,
+            "attention": attention_s(summary, settings, device),
         }
-        token_s = max(parts["bandwidth"], parts["kernels"]) + dispatch_s
+        token_s = max(parts["bandwidth"], parts["kernels"]) + parts["attention"] + dispatch_s
         first_s = prompt_tokens * prefill_s + token_s
     weights = sum(t.weights for t in summary.tensors)
     return Prediction(

@@ -6,7 +6,7 @@ import msgspec
 import numpy as np
 
 from edgegen.planner.allocate import Budget
-from edgegen.planner.cost import Device, constant_rss, copies, in_prompt, is_read
+from edgegen.planner.cost import Device, attention_s, constant_rss, copies, in_prompt, is_read
 from edgegen.records.model import ModelSummary, Task, TensorInfo
 from edgegen.records.plan import Option, Settings, VocabularyChoice
 from edgegen.records.profile import Budgets, Workload
@@ -109,11 +109,12 @@ def budget_rows(problem: Problem, case: VocabularyCase, *, without: frozenset[st
 
 
 def allowed_token_s(problem: Problem, case: VocabularyCase, without: frozenset[str]) -> float | None:
-    """Seconds that reading or computing may take for one token, dispatch left out; None without a speed budget."""
+    """Seconds that weights may take for one token, attention and dispatch left out; None without a speed budget."""
     if problem.budgets.min_tokens_per_s is None or "min_tok_s" in without:
         return None
     together = problem.workload.prompt_tokens if case.summary.task == "encoder" else 1
-    return 1 / problem.budgets.min_tokens_per_s - case.summary.layers * problem.device.dispatch_s / together
+    dispatch = case.summary.layers * problem.device.dispatch_s / together
+    return 1 / problem.budgets.min_tokens_per_s - dispatch - attention_s(case.summary, problem.settings, problem.device)
 
 
 def first_token_s(problem: Problem, case: VocabularyCase) -> list[tuple[Floats, ...]]:
@@ -143,10 +144,11 @@ def token_s(problem: Problem, case: VocabularyCase) -> list[tuple[Floats, ...]]:
 
 
 def _first_token_room(problem: Problem, case: VocabularyCase) -> float:
-    """Seconds of the time to first token that dispatch leaves."""
+    """Seconds of the time to first token that dispatch and attention leave to the weights."""
     if case.summary.task == "encoder":
         return (problem.budgets.max_ttft_ms or 0.0) / 1000 - case.summary.layers * problem.device.dispatch_s
     prompt = problem.workload.prompt_tokens
     dispatch = case.summary.layers * problem.device.dispatch_s
     ubatch = max(1, min(problem.settings.ubatch_tokens, prompt))
-    return (problem.budgets.max_ttft_ms or 0.0) / 1000 - prompt * dispatch / ubatch - dispatch
+    decoded = dispatch + attention_s(case.summary, problem.settings, problem.device)
+    return (problem.budgets.max_ttft_ms or 0.0) / 1000 - prompt * dispatch / ubatch - decoded

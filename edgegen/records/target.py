@@ -69,6 +69,9 @@ class Overheads(Record, frozen=True):
     """The cache is allocated in multiples of so many tokens."""
     kv_copies: float = 1.0
     """How often the cache is resident: 2 where each step writes a new one beside the old."""
+    cycles_per_cached_number: float = 0.0
+    """Core cycles of attention for each number of keys and values in the whole context's cache, for each decoded token:
+    of runtimes that read the cache to its end, however much of it is filled."""
     bytes_per_vocab_entry: float = 0.0
     """Tokenizer tables and one row of logits, for each vocabulary entry; independent of the micro-batch."""
 

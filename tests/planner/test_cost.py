@@ -132,3 +132,15 @@ def test_columns_add_up_to_the_prediction() -> None:
         token_s = max(add("kernel_s") / 2, add("read_bytes") / 1e6) + 2e-3
         assert found.decode_tokens_per_s == pytest.approx(1 / token_s)
         assert found.prefill_tokens_per_s == pytest.approx(1 / (add("prompt_s") / 2 + 2e-3 / 16))
+
+
+def test_a_runtime_that_reads_its_whole_cache_pays_for_it_at_every_token() -> None:
+    slow = msgspec.structs.replace(DEVICE, seconds_per_cached_number=1e-6)
+    summary = summary_of((EMBED, BLOCK, NORM))
+    numbers = 2 * summary.layers * summary.kv_heads * summary.head_size * 512  # 300 tokens, in steps of 256
+    before, after = price({"embed": "q8", "block": "q8"}), price({"embed": "q8", "block": "q8"}, device=slow)
+    added_s = numbers * 1e-6 / 2
+    assert 1 / after.decode_tokens_per_s == pytest.approx(1 / before.decode_tokens_per_s + added_s)
+    assert after.ttft_ms == pytest.approx(before.ttft_ms + 1000 * added_s)
+    assert after.prefill_tokens_per_s == before.prefill_tokens_per_s
+    assert after.decode_bound == "attention"
