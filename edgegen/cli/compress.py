@@ -26,6 +26,7 @@ def compress(
     prefer: options.Prefer = "auto",
     grids: options.Grids = None,
     vocab: options.Vocab = "auto",
+    litertlm: options.LiteRtLm = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -47,6 +48,7 @@ def compress(
         grids=grids,
         vocab=vocab,
     )
+    arguments["litertlm"] = litertlm
     targets = options.targets_of(target)
     if len(targets) > 1:
         with progress(quiet) as notify:

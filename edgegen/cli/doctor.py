@@ -37,6 +37,7 @@ EXTRAS: dict[str, tuple[str, dict[str, str]]] = {
         {"onnxruntime": "onnxruntime", "onnxruntime_genai": "onnxruntime-genai"},
     ),
     "litert": ("LiteRT artifacts (to come)", {"ai_edge_litert": "ai-edge-litert"}),
+    "litert-lm": ("verify .litertlm files in LiteRT-LM", {"litert_lm": "litert-lm-api"}),
     "monitor": ("the terminal monitor (to come)", {"textual": "textual"}),
     "server": ("the fleet server (to come)", {"starlette": "starlette", "uvicorn": "uvicorn"}),
 }

@@ -47,6 +47,9 @@ Grids = Annotated[str | None, typer.Option("--grids", help="Allow only these num
 Vocab = Annotated[
     str, typer.Option("--vocab", help="auto (drop tokens that your data does not use), keep, or a number.")
 ]
+LiteRtLm = Annotated[
+    bool, typer.Option("--litertlm", help="Also pack the LiteRT artifact as model.litertlm, for LiteRT-LM.")
+]
 Runtime = Annotated[str, typer.Option("--runtime", help="One that runs the target; else the first installed one.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]

@@ -29,6 +29,7 @@ CHECK_TITLES = {
     "parity_distance": "Shipped parity, vectors",
     "rank_correlation": "Rank correlation",
     "sane_text": "Writes sane text",
+    "litertlm": "Runs in LiteRT-LM",
     "intact": "Files are intact",
 }
 _RUNS_ON = "runs_on_"

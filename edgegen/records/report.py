@@ -20,8 +20,8 @@ class Check(Record, frozen=True):
     """One limit and whether it is kept."""
 
     name: str
-    """intact, loads, tokenizer, sane_text, strict_kl, parity_kl, parity_top1, `runs_on_` with a processor core that was
-    emulated, or a budget: max_bytes, max_rss, min_tok_s, max_ttft, max_kl. Of encoders: strict_distance,
+    """intact, loads, tokenizer, sane_text, strict_kl, parity_kl, parity_top1, litertlm, `runs_on_` with a processor
+    core that was emulated, or a budget: max_bytes, max_rss, min_tok_s, max_ttft, max_kl. Of encoders: strict_distance,
     parity_distance, rank_correlation, min_cosine."""
     limit: float | None
     measured: float | None

@@ -49,12 +49,19 @@ class Text:
             **load_object_if_there(folder / "tokenizer_config.json"),
         }
         self._special = {i for i, token in self.tokenizer.get_added_tokens_decoder().items() if token.special}
-        self._template = _template(folder, self._config)
+        self.template = _template_source(folder, self._config)
+        """The chat template as the model brought it; empty: none."""
+        self._template = _template(folder, self.template)
 
     @property
     def has_template(self) -> bool:
         """Whether the model knows conversations."""
         return self._template is not None
+
+    @property
+    def special_texts(self) -> dict[str, str]:
+        """`bos_token` and its kin, as templates use them."""
+        return _special_texts(self._config)
 
     def encode(self, text: str) -> list[int]:
         """Ids of plain text, with the special tokens that the model expects before it.
@@ -98,7 +105,7 @@ class Text:
             )
         try:
             prompt = self._template.render(
-                **_special_texts(self._config),
+                **self.special_texts,
                 messages=list(messages),
                 tools=None,
                 documents=None,
@@ -177,12 +184,17 @@ class _Generation(jinja2.ext.Extension):
         return jinja2.nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True)).set_lineno(line)
 
 
-def _template(folder: Path, config: dict[str, Any]) -> jinja2.Template | None:
-    """The chat template as transformers compiles it: sandboxed, with its filters and functions."""
+def _template_source(folder: Path, config: dict[str, Any]) -> str:
+    """The chat template's text; empty if there is none."""
     path = folder / "chat_template.jinja"
     given: Any = path.read_text(encoding="utf-8") if path.is_file() else config.get("chat_template")
     if isinstance(given, list):  # several by name
         given = {str(entry["name"]): str(entry["template"]) for entry in given}.get("default")
+    return given or ""
+
+
+def _template(folder: Path, given: str) -> jinja2.Template | None:
+    """The chat template as transformers compiles it: sandboxed, with its filters and functions."""
     if not given:
         return None
 
@@ -211,7 +223,6 @@ def _template(folder: Path, config: dict[str, Any]) -> jinja2.Template | None:
 
 
 def _special_texts(config: dict[str, Any]) -> dict[str, str]:
-    """`bos_token` and its kin, as templates use them."""
     found = {}
     for name, value in config.items():
         if name.endswith("_token") and isinstance(value, str | dict):

@@ -105,12 +105,14 @@ def run_chain(subject: Subject, wanted: Wanted, target: str, workspace: Workspac
     folder = workspace.folder
     key = canonical_json([job.identity, canonical_json(msgspec.structs.replace(plan, seconds=0.0)).decode()]).decode()
     run.stage("compress", key, ("compressed",), lambda tell: stages.compress(job, folder, plan, progress=tell))
-    run.stage("export", key, ("artifact", "strict"), lambda tell: stages.export(job, folder, plan))
+    packs = wanted.litertlm and target == "litert"
+    exported = f"{key} litertlm" if packs else key
+    run.stage("export", exported, ("artifact", "strict"), lambda tell: stages.export(job, folder, plan, litertlm=packs))
     run.stage("reference", key, ("reference",), lambda tell: stages.reference(job, folder, plan, progress=tell))
     command = typed_command()
     run.stage(
         "verify",
-        key,
+        exported,
         ("report.json", "report.html"),
         lambda tell: measure_output(folder, command=command, progress=tell),
     )

@@ -124,19 +124,27 @@ def compress(job: Job, folder: Path, plan: Plan, *, progress: Progress | None = 
     )
 
 
-def export(job: Job, folder: Path, plan: Plan) -> Artifact:
+def export(job: Job, folder: Path, plan: Plan, *, litertlm: bool = False) -> Artifact:
     """Write the runtime's file with everything that travels; writes artifact/, and strict/ for checking it.
+
+    Args:
+        litertlm: whether a LiteRT artifact is also packed as one file for LiteRT-LM.
 
     Raises:
         UnsupportedError: the runtime would tokenize held-out text differently.
     """
-    return job.exporter.export(
+    artifact = job.exporter.export(
         folder / "compressed",
         folder / "artifact",
         plan.settings,
         prove_texts=_texts(job),
         strict=folder / "strict",
     )
+    if not litertlm:
+        return artifact
+    from edgegen.export.litert.container import add_container  # needs LiteRT's libraries
+
+    return add_container(folder / "artifact")
 
 
 def reference(job: Job, folder: Path, plan: Plan, *, progress: Progress | None = None) -> None:

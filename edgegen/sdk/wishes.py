@@ -34,6 +34,8 @@ class Wishes(TypedDict, total=False):
     """Allowed number grids; None: what the target plans with."""
     vocab: str
     """`auto` (the default), `keep`, or a number of tokens."""
+    litertlm: bool
+    """Whether the LiteRT artifact is also packed as one `.litertlm` file, for LiteRT-LM."""
 
 
 class Wanted(msgspec.Struct, frozen=True):
@@ -44,6 +46,7 @@ class Wanted(msgspec.Struct, frozen=True):
     prefer: str
     grids: tuple[str, ...] | None
     vocab: str
+    litertlm: bool = False
     given: frozenset[str] = frozenset()
     """Budgets that are not the profile's own."""
 
@@ -63,8 +66,8 @@ def resolve(profile: str | Profile, targets: tuple[str, ...], wishes: Wishes) ->
 
     Raises:
         TypeError: a wish that there is not.
-        ConfigError: unknown profile, a budget that is not positive, an unknown preference, or size without a limit on
-            KL.
+        ConfigError: unknown profile, a budget that is not positive, an unknown preference, size without a limit on KL,
+            or a `.litertlm` file without the target that it is made of.
         UnsupportedError: the device does not run a target, or this version cannot write it.
     """
     from edgegen.export.registry import exporter_for
@@ -80,6 +83,8 @@ def resolve(profile: str | Profile, targets: tuple[str, ...], wishes: Wishes) ->
                 f"profile {found.name} does not run target {target}",
                 hint="It runs: " + ", ".join(found.targets) + ".",
             )
+    if wishes.get("litertlm") and "litert" not in targets:
+        raise ConfigError("--litertlm packs LiteRT artifacts", hint="Add --target litert.")
     given = {name: wishes[name] for name in _BUDGETS if wishes.get(name) is not None}  # type: ignore[literal-required]
     for name, value in given.items():
         if not value > 0:
@@ -104,6 +109,7 @@ def resolve(profile: str | Profile, targets: tuple[str, ...], wishes: Wishes) ->
         prefer=prefer,
         grids=wishes.get("grids"),
         vocab=wishes.get("vocab", "auto"),
+        litertlm=wishes.get("litertlm", False),
         given=frozenset(given),
     )
 
@@ -112,7 +118,8 @@ def fit_task(wanted: Wanted, task: Task) -> Wanted:
     """Keep the limit on quality that a model of this kind is judged by.
 
     Raises:
-        ConfigError: the other kind's limit was given, or there is none where size or speed is preferred.
+        ConfigError: the other kind's limit was given, there is none where size or speed is preferred, or an encoder is
+            to be packed for an engine that writes text.
     """
     budgets, given = wanted.budgets, wanted.given
     if task == "causal":
@@ -123,6 +130,8 @@ def fit_task(wanted: Wanted, task: Task) -> Wanted:
         return msgspec.structs.replace(wanted, budgets=msgspec.structs.replace(budgets, min_cosine=None))
     if "max_kl" in given:
         raise ConfigError("--max-kl is for models that continue text; this is an encoder", hint="Use --min-cosine.")
+    if wanted.litertlm:
+        raise ConfigError("--litertlm is for models that continue text; this is an encoder", hint="Leave it out.")
     least = MIN_COSINE if budgets.min_cosine is None else budgets.min_cosine
     if not least < 1:
         raise ConfigError(f"--min-cosine is {least:g}; it must be below 1", hint="Write it like 0.99.")

@@ -21,6 +21,7 @@ from edgegen.records.reference import Reference
 from edgegen.records.report import Check, Machine, Quality, Report, Sample, TaskScore, VectorQuality
 from edgegen.records.target import Target
 from edgegen.verify.limits import budget_checks, parity_checks, strict_check, vector_checks
+from edgegen.verify.litertlm import has_container, judge_container
 from edgegen.verify.process import run_worker
 from edgegen.verify.task import looks_sane, score_answers
 from edgegen.verify.worker import Request, Result
@@ -32,6 +33,7 @@ _FEW_WINDOWS = 12
 _FEW_TEXTS = 50
 _LIBRARIES = (
     *("edgegen", "llama-cpp-python", "gguf", "onnxruntime", "onnxruntime-genai", "ai-edge-litert", "litert-torch"),
+    "litert-lm-api",
     *("numpy", "tokenizers", "torch", "transformers"),
 )
 
@@ -88,6 +90,7 @@ def verify_artifact(
     parity, quality = results["quality"].parity, results["quality"].quality
     samples: tuple[Sample, ...] = ()
     task: TaskScore | None = None
+    unverified: tuple[str, ...] = ()
     is_encoder = artifact.task == "encoder"
     if not results["quality"].error and not is_encoder:
         texts = _decoded(artifact_folder, results["quality"].answers)
@@ -103,6 +106,10 @@ def verify_artifact(
         scored = [(p, t) for p, t in zip(reference.prompts, texts, strict=True) if p.expected]
         if scored:
             task = score_answers([p.expected for p, _ in scored], [p.answer for p, _ in scored], [t for _, t in scored])
+        if has_container(artifact):
+            asked_last = request_for(artifact_folder, reference_folder, plan, "litertlm", runtime=runtime)
+            judged, unverified = judge_container(asked_last, reference, target)
+            checks += judged
     exact = results.get("parity", Result())
     vectors, vector_parity = results["quality"].vectors, results["quality"].vector_parity
     if is_encoder:
@@ -150,7 +157,7 @@ def verify_artifact(
             "artifact": next(f.digest for f in artifact.files if f.path == artifact.model),
         },
         artifact_bytes=artifact.model_bytes,
-        notes=(*plan.notes, *artifact.notes, *_notes(plan, target, quality, vectors, is_device)),
+        notes=(*plan.notes, *artifact.notes, *unverified, *_notes(plan, target, quality, vectors, is_device)),
     )
 
 

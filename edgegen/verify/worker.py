@@ -26,6 +26,7 @@ from edgegen.records.reference import Reference, ReferenceWindow
 from edgegen.records.report import Memory, Parity, Quality, Speed, VectorParity, VectorQuality
 from edgegen.runtime.base import EncoderSession, Session, Timing
 from edgegen.runtime.checks import settings_here
+from edgegen.runtime.litertlm import CONTAINER_FILE, Compared, compare_answers
 from edgegen.runtime.registry import encoder_runtime_for, runtime_for
 from edgegen.verify.quality import (
     add_window,
@@ -49,7 +50,7 @@ class Request(Record, frozen=True):
     reference: str
     """The reference's folder."""
     what: str
-    """`speed`, `quality`, `parity`, `logits` or `sample`."""
+    """`speed`, `quality`, `parity`, `logits`, `sample` or `litertlm`."""
     prompt_tokens: int
     decode_tokens: int
     repeats: int
@@ -57,6 +58,8 @@ class Request(Record, frozen=True):
     logits: str = ""
     """File for the (P, V) float32 logits of the parity windows, or an encoder's (P, D) vectors, where `logits` or
     `sample` is asked for."""
+    prompts: tuple[str, ...] = ()
+    """For `litertlm`: what a person says to both engines."""
     sample_tokens: int = 0
     """For `sample`: how many positions of the parity windows to keep."""
 
@@ -77,6 +80,8 @@ class Result(Record, frozen=True):
     vectors: VectorQuality | None = None
     answers: tuple[tuple[int, ...], ...] = ()
     """Greedy continuations of the reference's prompts; for `logits` of its greedy runs, for `sample` of the first."""
+    compared: Compared | None = None
+    """For `litertlm`: what both engines answer."""
 
 
 def main(request_path: str, result_path: str) -> int:
@@ -113,6 +118,8 @@ def measure(request: Request) -> Result:
             found = Result(speed=speed, memory=memory)
         elif isinstance(session, EncoderSession):
             found = _compare_vectors(session, request, reference)
+        elif request.what == "litertlm":
+            found = Result(compared=_compare_engines(session, request, settings))
         elif request.what == "logits":
             np.save(request.logits, np.concatenate([session.score(w.ids) for w in parity_windows(reference)]))
             runs = tuple(tuple(session.generate(run.ids, max_tokens=len(run.tokens))) for run in reference.greedy)
@@ -185,6 +192,20 @@ def _compare_vectors(session: EncoderSession, request: Request, reference: Refer
     if request.what == "parity":
         return Result(vector_parity=parity)
     return Result(vector_parity=parity, vectors=vector_quality(np.load(folder / "quality.npy"), found))
+
+
+def _compare_engines(session: Session, request: Request, settings: Settings) -> Compared:
+    from edgegen.runtime.text import Text
+
+    folder = Path(request.artifact)
+    return compare_answers(
+        folder / CONTAINER_FILE,
+        session,
+        Text(folder),
+        request.prompts,
+        max_tokens=request.answer_tokens,
+        threads=settings.threads,
+    )
 
 
 def sample_texts(reference: Reference, tokens: int) -> tuple[ReferenceWindow, ...]:

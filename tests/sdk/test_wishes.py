@@ -33,3 +33,12 @@ def test_a_given_size_sets_the_default_aside_but_not_a_given_limit() -> None:
 def test_the_other_tasks_limit_is_refused(wishes: Wishes, task: str, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         fit_task(resolve(PROFILE, ("gguf",), wishes), task)  # type: ignore[arg-type]
+
+
+def test_litertlm_is_for_models_that_write_text_on_litert() -> None:
+    with pytest.raises(ConfigError, match="--litertlm packs LiteRT artifacts"):
+        resolve("pixel-8", ("gguf",), Wishes(litertlm=True))
+    wanted = resolve("pixel-8", ("gguf", "litert"), Wishes(litertlm=True))
+    assert fit_task(wanted, "causal").litertlm
+    with pytest.raises(ConfigError, match="this is an encoder"):
+        fit_task(wanted, "encoder")

@@ -4,6 +4,7 @@ wrapper   a causal model as functions of fixed shapes, with its cache as inputs 
 carry     packed weights in the place of the converter's float32 ones, code for code
 convert   both, in a process of its own
 export    put together, with all that travels, renamed into place
+container the finished artifact once more as one `.litertlm` file, for LiteRT-LM
 """
 
 import importlib.util
