@@ -15,6 +15,33 @@ only the command line turns them into exits. A third party's exception is wrappe
 
 from __future__ import annotations
 
+from enum import StrEnum
+
+
+class Fault(StrEnum):
+    """What is wrong with something that was not trusted; the name that a refusal carries."""
+
+    SIGNATURE = "signature"
+    """Not signed, wrongly signed, or by fewer keys than its role's threshold."""
+    EXPIRED = "expired"
+    """Metadata past its expiry: a frozen repository, or a wrong clock."""
+    ROLLBACK = "rollback"
+    """Older metadata than was seen before."""
+    MIXED = "mixed"
+    """Parts of different states of a repository together."""
+    DIGEST = "digest"
+    """Other bytes than the signed ones."""
+    SIZE = "size"
+    """More bytes than the signed metadata or the limits allow."""
+    UNLISTED = "unlisted"
+    """Not among the files that the repository's keys vouch for."""
+    MALFORMED = "malformed"
+    """Not what the format asks for."""
+    PATH = "path"
+    """A file name that leaves its folder, or that two files have."""
+    DOWNGRADE = "downgrade"
+    """A release of a lower epoch than one that the device has confirmed."""
+
 
 class EdgegenError(Exception):
     """Root of the tree.
@@ -58,9 +85,17 @@ class VerificationError(EdgegenError):
 
 
 class TrustError(EdgegenError):
-    """A signature, version or digest is not what it should be."""
+    """A signature, version or digest is not what it should be.
+
+    Attributes:
+        fault: what was found, for reports and tests.
+    """
 
     exit_code = 6
+
+    def __init__(self, message: str, *, hint: str = "", fault: Fault = Fault.MALFORMED) -> None:
+        super().__init__(message, hint=hint)
+        self.fault = fault
 
 
 class DeviceError(EdgegenError):

@@ -99,6 +99,38 @@ def filling(folder: Path) -> Iterator[Path]:
         sync_folder(folder.parent)
 
 
+@contextlib.contextmanager
+def building(out: Path, *, mark: str, what: str) -> Iterator[Path]:
+    """A folder to fill that takes `out`'s place when the block ends, and is gone if it fails; what was there goes last.
+
+    Args:
+        mark: file that every folder of this kind holds; another folder is not replaced unless it is empty.
+        what: the kind, for the message.
+
+    Raises:
+        ConfigError: `out` holds something else.
+        DeviceError: no space on the disk.
+    """
+    if out.exists() and not (out / mark).is_file() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError(f"{out}: exists and is no {what}", hint="Choose another folder with --out.")
+    place = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    old = out.with_name(f".{out.name}.{os.getpid()}.old")
+    with disk_errors(out):
+        remove_tree(place)
+        place.mkdir(parents=True)
+        try:
+            yield place
+            sync_folder(place)
+            remove_tree(old)
+            if out.exists():
+                out.replace(old)
+            place.replace(out)
+            sync_folder(out.parent)
+            remove_tree(old)
+        finally:
+            remove_tree(place)
+
+
 def write_bytes(path: Path, data: bytes) -> None:
     """Write a file whole or not at all."""
     with replacing(path) as temporary:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,9 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from edgegen import grids
+from edgegen.common import files as whole
 from edgegen.common.codec import load_object, load_object_if_there, read_bytes
-from edgegen.common.files import digest_file, disk_errors, remove_tree, replacing, sync_folder
+from edgegen.common.files import digest_file, replacing
 from edgegen.errors import ConfigError
 from edgegen.records.artifact import ArtifactFile
 from edgegen.records.compressed import Compressed
@@ -42,37 +42,9 @@ NO_SPECIAL_TOKENS = SpecialTokens(bos_id=None, eos_ids=(), add_bos=False)
 """Of an encoder: what its tokenizer puts around a text belongs to the text."""
 
 
-@contextlib.contextmanager
-def building(out: Path) -> Iterator[Path]:
-    """A folder to fill; it takes `out`'s place when the block ends, and is gone if the block fails.
-
-    Raises:
-        ConfigError: `out` holds something that is no artifact.
-        DeviceError: no space on the disk.
-    """
-    if out.exists() and not (out / "artifact.json").is_file() and (not out.is_dir() or any(out.iterdir())):
-        raise ConfigError(f"{out}: exists and is no artifact", hint="Choose another folder with --out.")
-    place = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    with disk_errors(out):
-        remove_tree(place)
-        place.mkdir(parents=True)
-        try:
-            yield place
-            _swap(place, out)
-        finally:
-            remove_tree(place)
-
-
-def _swap(place: Path, out: Path) -> None:
-    """Put the finished folder in its place; what was there goes last."""
-    old = out.with_name(f".{out.name}.{os.getpid()}.old")
-    sync_folder(place)
-    remove_tree(old)
-    if out.exists():
-        out.replace(old)
-    place.replace(out)
-    sync_folder(out.parent)
-    remove_tree(old)
+def building(out: Path) -> AbstractContextManager[Path]:
+    """A folder to fill that becomes the artifact `out` (see `common.files.building`)."""
+    return whole.building(out, mark="artifact.json", what="artifact")
 
 
 def copy_companions(source: Path, target: Path, files: Sequence[str]) -> None:

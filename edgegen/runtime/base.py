@@ -286,6 +286,14 @@ class Runtime(Protocol):
         ...
 
 
+class AdaptableRuntime(Runtime, Protocol):
+    """A runtime that puts a LoRA file over a model's weights (see `adapters`)."""
+
+    def open(self, model: Path, settings: Settings, adapter: Path | None = None) -> Session:
+        """As `Runtime.open`; the same is raised for the adapter's file, and DeviceError if it fits another model."""
+        ...
+
+
 class EncoderRuntime(Protocol):
     """A way to run one target's artifacts of encoders. As `Runtime`, but for what it opens."""
 

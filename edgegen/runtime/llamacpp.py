@@ -19,6 +19,8 @@ Decisions that govern what is measured:
 - **The cache is larger than asked for**: llama.cpp rounds a context up to a multiple of 256 tokens when it
   allocates. A session still refuses what is beyond the asked number, so that a measurement is of the plan's
   context.
+- **A LoRA file is loaded before the first context and set on each**: llama.cpp plans a context's memory with the
+  adapters that it knows. The base's weights stay as they are; the two narrow products are computed beside them.
 - **llama.cpp's log is kept, not printed**: when a file is refused the C function returns NULL, and the reason
   is only in the log.
 
@@ -70,15 +72,18 @@ class LlamaCpp:
         """
         return str(library().__version__)
 
-    def open(self, model: Path, settings: Settings) -> LlamaSession:
+    def open(self, model: Path, settings: Settings, adapter: Path | None = None) -> LlamaSession:
         """Load a GGUF file for the CPU.
 
+        Args:
+            adapter: a LoRA file in GGUF that is put over the model's weights, with the strength that it asks for.
+
         Raises:
-            UnsupportedError: llama-cpp-python is not installed.
+            UnsupportedError: llama-cpp-python is not installed, or an adapter that is more than a LoRA.
             ConfigError: no such file, or settings outside what llama.cpp takes.
-            DeviceError: llama.cpp refuses the file or cannot allocate; the message carries its own reason.
+            DeviceError: llama.cpp refuses a file or cannot allocate; the message carries its own reason.
         """
-        return LlamaSession(model, settings)
+        return LlamaSession(model, settings, adapter)
 
     def open_vocabulary(self, model: Path) -> Vocabulary:
         """Load only the tokenizer of a GGUF file, which may hold no tensors at all.
@@ -132,9 +137,11 @@ class Vocabulary:
 class LlamaSession(Session):
     """One loaded model with one sequence."""
 
-    def __init__(self, model: Path, settings: Settings) -> None:
+    def __init__(self, model: Path, settings: Settings, adapter: Path | None = None) -> None:
         self._lib = lib = library()
         check_settings(settings, GGML_TYPES)
+        if adapter is not None:
+            require_file(adapter)
         self._model: Any = load_model(lib, model)
         self._context: Any = None
         """The one in use, out of `_contexts`."""
@@ -149,7 +156,8 @@ class LlamaSession(Session):
             # A learned position table would be read past its end, which ends the process.
             check_context(model, settings.context_tokens, longest)
             self._chunk = min(settings.ubatch_tokens, settings.context_tokens)
-            self._open_context = functools.partial(_new_context, lib, self._model, model, settings, self._chunk)
+            lora = None if adapter is None else _load_adapter(lib, self._model, adapter)
+            self._open_context = functools.partial(_new_context, lib, self._model, lora, model, settings, self._chunk)
             self._context = self._contexts[1] = self._open_context(1)
             if not lib.llama_get_memory(self._context):
                 raise DeviceError(f"{model}: has no cache and so continues no text: an encoder")
@@ -303,8 +311,26 @@ def load_model(lib: Any, model: Path, *, vocab_only: bool = False) -> Any:
     return loaded
 
 
-def _new_context(lib: Any, loaded: Any, model: Path, settings: Settings, chunk: int, rows: int) -> Any:
-    """A context that computes at most `rows` rows of logits a call."""
+def _load_adapter(lib: Any, loaded: Any, adapter: Path) -> Any:
+    """A LoRA file for a loaded model, with which it is freed."""
+    if not hasattr(lib, "llama_set_adapters_lora"):
+        raise UnsupportedError(
+            f"llama-cpp-python {lib.__version__} is too old for adapters", hint="Install 0.3.36 or newer."
+        )
+    _log.clear()
+    lora = lib.llama_adapter_lora_init(loaded, str(adapter).encode())
+    if not lora:
+        raise DeviceError(f"{adapter}: llama.cpp refuses this adapter{reason()}")
+    if lib.llama_adapter_get_alora_n_invocation_tokens(lora):
+        raise UnsupportedError(
+            f"{adapter}: an adapter that some tokens call (aLoRA), and here adapters count from the first token",
+            hint="Train a plain LoRA.",
+        )
+    return lora
+
+
+def _new_context(lib: Any, loaded: Any, lora: Any, model: Path, settings: Settings, chunk: int, rows: int) -> Any:
+    """A context that computes at most `rows` rows of logits a call, with the adapter set if there is one."""
     params = lib.llama_context_default_params()
     params.n_ctx = settings.context_tokens
     params.n_batch = params.n_ubatch = chunk
@@ -324,6 +350,11 @@ def _new_context(lib: Any, loaded: Any, model: Path, settings: Settings, chunk: 
             f"{model}: llama.cpp cannot start a context of {settings.context_tokens} tokens{reason()}",
             hint="Try a smaller context or another kv_type.",
         )
+    if lora is not None:
+        adapters, strengths = (lib.llama_adapter_lora_p_ctypes * 1)(lora), (ctypes.c_float * 1)(1.0)
+        if lib.llama_set_adapters_lora(context, adapters, 1, strengths):
+            lib.llama_free(context)
+            raise DeviceError(f"{model}: llama.cpp cannot set the adapter{reason()}")
     return context
 
 

@@ -16,9 +16,9 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from edgegen.common.codec import load_json, save_json
+from edgegen.common.codec import load_json
 from edgegen.common.process import peak_rss_bytes
-from edgegen.errors import EdgegenError
+from edgegen.common.worker import answer_request
 from edgegen.records.artifact import Artifact
 from edgegen.records.base import Record
 from edgegen.runtime.base import Session, Timing
@@ -60,12 +60,13 @@ class TrialResult(Record, frozen=True):
 def main(request_path: str, result_path: str) -> int:
     """Measure, write the result; errors become part of it."""
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-    try:
-        result = measure(load_json(Path(request_path), TrialRequest))
-    except EdgegenError as error:
-        result = TrialResult(error=f"{error} {error.hint}".strip())
-    save_json(Path(result_path), result)
-    return 0
+    return answer_request(
+        request_path,
+        result_path,
+        asks=TrialRequest,
+        work=measure,
+        failed=lambda error: TrialResult(error=f"{error} {error.hint}".strip()),
+    )
 
 
 def measure(request: TrialRequest) -> TrialResult:

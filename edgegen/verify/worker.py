@@ -16,9 +16,10 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from edgegen.common.codec import load_json, save_json
+from edgegen.common.codec import load_json
 from edgegen.common.process import peak_rss_bytes, rss_bytes
-from edgegen.errors import DeviceError, EdgegenError
+from edgegen.common.worker import answer_request
+from edgegen.errors import DeviceError
 from edgegen.records.artifact import Artifact
 from edgegen.records.base import Record
 from edgegen.records.plan import Settings
@@ -86,13 +87,13 @@ class Result(Record, frozen=True):
 
 def main(request_path: str, result_path: str) -> int:
     """Measure, write the result; errors become part of it."""
-    request = load_json(Path(request_path), Request)
-    try:
-        result = measure(request)
-    except EdgegenError as error:
-        result = Result(error=str(error))
-    save_json(Path(result_path), result)
-    return 0
+    return answer_request(
+        request_path,
+        result_path,
+        asks=Request,
+        work=measure,
+        failed=lambda error: Result(error=str(error)),
+    )
 
 
 def measure(request: Request) -> Result:

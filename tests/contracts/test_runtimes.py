@@ -11,6 +11,7 @@ import pytest
 
 from edgegen.errors import ConfigError, DeviceError, UnsupportedError
 from edgegen.records.plan import Settings
+from edgegen.runtime.adapters import TAKE_ADAPTERS, open_model
 from edgegen.runtime.base import Runtime, Session
 from edgegen.runtime.registry import RUNTIMES, runtime_for
 from tests.contracts.targets import MARKS, context_settings, export_tiny_llama
@@ -189,6 +190,23 @@ def test_prompt_as_long_as_the_context(session: Session) -> None:
     whole = (IDS * 2)[:96]
     assert session.score(whole).shape == (96, 400)
     assert len(list(session.generate(whole, max_tokens=5))) == 1
+
+
+def test_an_adapter_is_taken_or_refused_in_one_line(
+    runtime: Runtime, model: Path, settings: Settings, tmp_path: Path
+) -> None:
+    """Never passed over."""
+    with open_model(runtime, model, settings, None) as session:
+        assert session.vocab_size == 400
+    (tmp_path / "lora.gguf").write_bytes(b"noise" * 100)
+    wanted = DeviceError if runtime.name in TAKE_ADAPTERS else UnsupportedError
+    with pytest.raises(wanted, match="adapter"):
+        open_model(runtime, model, settings, tmp_path / "lora.gguf")
+
+
+def test_runtimes_that_take_adapters_are_known() -> None:
+    known = {name for runtimes in RUNTIMES.values() for name in runtimes}
+    assert known >= TAKE_ADAPTERS
 
 
 def test_unknown_target() -> None:

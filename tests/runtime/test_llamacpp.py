@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import gguf
 import numpy as np
 import pytest
 import torch
@@ -13,6 +14,7 @@ from safetensors.torch import save_file
 from edgegen.errors import ConfigError, DeviceError
 from edgegen.records.plan import Settings
 from edgegen.runtime.llamacpp import LlamaCpp
+from tests.adapters import make_adapter
 from tests.tiny_models import export_tiny, load_state, make_tiny, make_tokenizer
 
 IDS = [5, 9, 200, 31, 7, 12, 300, 18]
@@ -129,3 +131,51 @@ def test_character_that_would_end_the_process(tmp_path: Path) -> None:
 def test_import_is_light() -> None:
     code = "import sys, edgegen.runtime.llamacpp; sys.exit('llama_cpp' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("grid", ["f32", "q4_0"])
+def test_an_adapter_changes_the_weights(grid: str, tmp_path: Path) -> None:
+    """By exactly the product of its matrices, whether or not llama.cpp rearranged the weights it lies over."""
+    hf = make_tiny("llama", tmp_path / "hf")
+    model = tmp_path / "artifact" / export_tiny(hf, tmp_path, grid).model
+    lora = make_adapter(tmp_path / "lora.gguf", model)
+    with LlamaCpp().open(model, settings()) as session:
+        plain = session.score(IDS)
+    with LlamaCpp().open(model, settings(), lora) as session:
+        adapted = session.score(IDS)
+        row = session.start(IDS).copy()
+    assert np.abs(adapted - plain).max() > 0.1
+    np.testing.assert_allclose(row, adapted[-1], atol=0.03)
+    if grid != "f32":
+        return
+    state, found = load_state(hf), {t.name: torch.tensor(np.array(t.data)) for t in gguf.GGUFReader(lora).tensors}
+    for block in range(2):
+        for name in ("gate", "up", "down"):
+            wide, narrow = (found[f"blk.{block}.ffn_{name}.weight.lora_{side}"] for side in "ba")
+            state[f"model.layers.{block}.mlp.{name}_proj.weight"] += wide @ narrow
+    save_file(state, hf / "model.safetensors", metadata={"format": "pt"})
+    merged = tmp_path / "merged" / "artifact" / export_tiny(hf, tmp_path / "merged").model
+    with LlamaCpp().open(merged, settings()) as session:
+        np.testing.assert_allclose(session.score(IDS), adapted, atol=0.03)
+
+
+def test_an_unfit_adapter_is_refused_with_llama_cpps_reason(model: Path, tmp_path: Path) -> None:
+    path = tmp_path / "lora.gguf"
+    with pytest.raises(ConfigError, match="no such file"):
+        LlamaCpp().open(model, settings(), path)
+    for changes, reason in (
+        ({"wider": 3}, "incorrect shape"),
+        ({"arch": "gemma"}, "arch mismatch"),
+        ({"kind": "other"}, "adapter.type"),
+    ):
+        make_adapter(path, model, **changes)  # type: ignore[arg-type]
+        with pytest.raises(DeviceError, match=reason):
+            LlamaCpp().open(model, settings(), path)
+    for data, reason in (
+        (b"", "magic"),
+        (make_adapter(path, model).read_bytes()[:-200], "within the file bounds"),
+        (model.read_bytes(), "but got: model"),
+    ):
+        path.write_bytes(data)
+        with pytest.raises(DeviceError, match=reason):
+            LlamaCpp().open(model, settings(), path)
