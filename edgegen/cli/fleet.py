@@ -1,0 +1,304 @@
+"""`edgegen fleet …`: run the server, let devices in, watch and steer rollouts."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from edgegen.cli import options
+from edgegen.cli.render import write_json
+from edgegen.common.units import format_seconds
+
+if TYPE_CHECKING:
+    from edgegen.records.deployment import DeviceView, Rollout
+
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+
+_LOOK_S = 1.0
+
+Where = Annotated[
+    str,
+    typer.Argument(
+        help="The site's folder, or a server's URL with an operator's token in EDGEGEN_FLEET_TOKEN.",
+        show_default=False,
+    ),
+]
+Store = Annotated[str | None, typer.Option("--store", help="Another database, like postgresql://user@host/name.")]
+Number = Annotated[int, typer.Argument(help="The rollout's number.", show_default=False)]
+Device = Annotated[str, typer.Argument(help="The device's name.", show_default=False)]
+
+
+@app.command("init")
+def init(
+    site: Annotated[str, typer.Argument(help="Folder for the site.", show_default=False)],
+    keys: Annotated[str, typer.Option("--keys", "-k", help="The folder of signing keys.")] = "keys",
+) -> None:
+    """Start a site: an empty repository and the keys that renew it; those that sign releases stay where they are."""
+    from pathlib import Path
+
+    from edgegen.fleet.site import make_site
+
+    made = make_site(Path(site), Path(keys))
+    sys.stdout.write(f"{made.folder}: ready; start it with: edgegen fleet serve {site}\n")
+
+
+@app.command("serve")
+def serve(
+    site: Annotated[str, typer.Argument(help="The site's folder.", show_default=False)],
+    host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", help="Port; 0 takes a free one.")] = 8420,
+    store: Store = None,
+    tls_cert: Annotated[str | None, typer.Option("--tls-cert", help="Certificate chain, PEM.")] = None,
+    tls_key: Annotated[str | None, typer.Option("--tls-key", help="Its key, PEM.")] = None,
+    behind_proxy: Annotated[bool, typer.Option("--behind-proxy", help="Something in front ends TLS.")] = False,
+    public_url: Annotated[str | None, typer.Option("--public-url", help="What devices call this server.")] = None,
+    poll: Annotated[float, typer.Option("--poll", help="Seconds between a device's polls.")] = 60.0,
+) -> None:
+    """Serve the repository, the devices and the operators, until stopped. It may be killed and started at any time."""
+    from pathlib import Path
+
+    from edgegen.fleet.server import serve as run
+    from edgegen.fleet.site import open_site
+
+    def ready(url: str) -> None:
+        sys.stderr.write(f"serving {site} at {url}\n")
+        sys.stderr.flush()
+
+    run(
+        open_site(Path(site), store),
+        host=host,
+        port=port,
+        certificate=tls_cert,
+        key=tls_key,
+        behind_proxy=behind_proxy,
+        public_url=public_url,
+        poll_s=poll,
+        ready=ready,
+    )
+
+
+@app.command("token")
+def token(
+    where: Where,
+    group: Annotated[str, typer.Option("--group", "-g", help="Group that the devices join.", show_default=False)],
+    uses: Annotated[int, typer.Option("--uses", help="How many devices may use it.")] = 1,
+    hours: Annotated[float, typer.Option("--hours", help="How long it is valid.")] = 24.0,
+    label: Annotated[str, typer.Option("--label", help="A note for the audit log.")] = "",
+    store: Store = None,
+) -> None:
+    """Make an enrolment token, which lets devices join; it is shown once, on stdout."""
+    from edgegen.fleet.operations import Admit
+
+    made = _do(where, store, "enrolment-token", Admit(group, label, uses, hours * 3600))
+    sys.stdout.write(f"{made}\n")
+
+
+@app.command("operator")
+def operator(
+    site: Where,
+    name: Annotated[str, typer.Argument(help="Who it is for; an older token of that name ends.", show_default=False)],
+    store: Store = None,
+) -> None:
+    """Make an operator's token, which commands the fleet over HTTP; it is shown once, on stdout."""
+    from edgegen.errors import ConfigError
+    from edgegen.fleet.operations import Appoint
+
+    if "://" in site:
+        raise ConfigError("operators are made on the site itself", hint="Name the site's folder, on the server.")
+    sys.stdout.write(f"{_do(site, store, 'operator', Appoint(name))}\n")
+
+
+@app.command("devices")
+def devices(
+    where: Where,
+    group: Annotated[str, typer.Option("--group", "-g", help="Only this group.")] = "",
+    device: Annotated[str, typer.Option("--device", help="Only this one.")] = "",
+    store: Store = None,
+    json: options.Json = False,
+) -> None:
+    """List devices: what each runs, when it was seen, where its update is."""
+    from edgegen.fleet.operations import WhichDevices
+
+    found: tuple[DeviceView, ...] = _do(where, store, "devices", WhichDevices(group, device))
+    if json:
+        write_json(found)
+        return
+    rows: list[tuple[str, ...]] = [("device", "group", "seen", "runs", "update")]
+    for view in found:
+        seen = f"{format_seconds(max(0.0, time.time() - view.seen_s))} ago" if view.seen_s else "never"
+        update = "–"
+        if view.action is not None:
+            reason = f" ({view.action.reason})" if view.action.reason else ""
+            update = f"rollout {view.action.rollout}: {view.action.state}{reason}"
+            if view.action.state == "running" and view.action.phase:
+                update += f", {view.action.phase}"
+        rows.append((view.device, view.group, "revoked" if view.revoked else seen, _running(view), update))
+    _table(rows)
+
+
+@app.command("rollouts")
+def rollouts(
+    where: Where,
+    group: Annotated[str, typer.Option("--group", "-g", help="Only this group.")] = "",
+    store: Store = None,
+    json: options.Json = False,
+) -> None:
+    """List the latest rollouts, newest first."""
+    from edgegen.fleet.operations import WhichRollouts
+
+    found: tuple[Rollout, ...] = _do(where, store, "rollouts", WhichRollouts(group))
+    if json:
+        write_json(found)
+        return
+    rows: list[tuple[str, ...]] = [("number", "release", "group", "state", "confirmed", "why")]
+    for one in found:
+        total = sum(wave.devices for wave in one.waves)
+        confirmed = sum(wave.states.get("confirmed", 0) for wave in one.waves)
+        state = one.state if one.kind == "update" else f"{one.state} (rollback)"
+        rows.append((str(one.id), f"{one.name} {one.version}", one.group, state, f"{confirmed}/{total}", one.reason))
+    _table(rows)
+
+
+@app.command("rollout")
+def rollout(
+    where: Where,
+    number: Number,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Show it until it has come to its end.")] = False,
+    store: Store = None,
+    json: options.Json = False,
+) -> None:
+    """Show one rollout wave by wave."""
+    from edgegen.fleet.operations import WhichRollout
+
+    found = _do(where, store, "rollout", WhichRollout(number))
+    while watch and found.state in ("running", "paused"):
+        sys.stderr.write(f"{found.state}: {_progress(found)}\n")
+        known = found
+        while found == known:
+            time.sleep(_LOOK_S)
+            found = _do(where, store, "rollout", WhichRollout(number))
+    _show_rollout(found, json)
+
+
+@app.command("pause")
+def pause(where: Where, number: Number, store: Store = None, json: options.Json = False) -> None:
+    """Offer the release to no further device; those at it go on."""
+    _steer("pause", where, number, store, json)
+
+
+@app.command("resume")
+def resume(where: Where, number: Number, store: Store = None, json: options.Json = False) -> None:
+    """Go on with a paused rollout; a wave that fell short counts as accepted."""
+    _steer("resume", where, number, store, json)
+
+
+@app.command("abort")
+def abort(where: Where, number: Number, store: Store = None, json: options.Json = False) -> None:
+    """Stop a rollout for good; devices at it are asked to drop it."""
+    _steer("abort", where, number, store, json)
+
+
+@app.command("rollback")
+def rollback(where: Where, number: Number, store: Store = None, json: options.Json = False) -> None:
+    """Send the devices that confirmed a release back to what they ran before."""
+    from edgegen.fleet.operations import WhichRollout
+
+    found = _do(where, store, "rollback", WhichRollout(number))
+    if json:
+        write_json(found)
+        return
+    for one in found:
+        _show_rollout(one, False)
+
+
+@app.command("move")
+def move(
+    where: Where,
+    device: Device,
+    group: Annotated[str, typer.Argument(help="The group to join.", show_default=False)],
+    store: Store = None,
+) -> None:
+    """Put a device into another group."""
+    from edgegen.fleet.operations import Move
+
+    _do(where, store, "move", Move(device, group))
+
+
+@app.command("revoke")
+def revoke(where: Where, device: Device, store: Store = None) -> None:
+    """Refuse a device's credential from now on."""
+    from edgegen.fleet.operations import WhichDevice
+
+    _do(where, store, "revoke", WhichDevice(device))
+
+
+@app.command("audit")
+def audit(
+    where: Where,
+    subject: Annotated[str, typer.Option("--subject", help="Only of this, like rollout:3 or device:pi-1.")] = "",
+    limit: Annotated[int, typer.Option("--limit", help="How many.")] = 100,
+    store: Store = None,
+    json: options.Json = False,
+) -> None:
+    """Show who did what, oldest first."""
+    from edgegen.fleet.operations import WhichEntries
+
+    found = _do(where, store, "audit", WhichEntries(subject, limit))
+    if json:
+        write_json(found)
+        return
+    rows: list[tuple[str, ...]] = [("when", "who", "what", "of", "detail")]
+    for entry in found:
+        when = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(entry.at_s))
+        rows.append((when, entry.who, entry.what, entry.subject, entry.detail))
+    _table(rows)
+
+
+def _do(where: str, store: str | None, operation: str, asked: Any) -> Any:
+    from edgegen.fleet.operate import open_fleet
+
+    return open_fleet(where, store).do(operation, asked)
+
+
+def _steer(operation: str, where: str, number: int, store: str | None, json: bool) -> None:
+    from edgegen.fleet.operations import WhichRollout
+
+    _show_rollout(_do(where, store, operation, WhichRollout(number)), json)
+
+
+def _progress(found: Rollout) -> str:
+    """The wave that is under way and how its devices are."""
+    wave = next((wave for wave in found.waves if wave.succeeded_s is None), found.waves[-1])
+    states = ", ".join(f"{count} {state}" for state, count in sorted(wave.states.items()))
+    return f"wave {wave.number} of {len(found.waves)}: {states or 'not begun'}"
+
+
+def _show_rollout(found: Rollout, json: bool) -> None:
+    if json:
+        write_json(found)
+        return
+    why = f": {found.reason}" if found.reason else ""
+    sys.stdout.write(f"rollout {found.id}, {found.name} {found.version} to {found.group}: {found.state}{why}\n")
+    rows: list[tuple[str, ...]] = [("wave", "share", "devices", "state")]
+    for wave in found.waves:
+        states = ", ".join(f"{count} {state}" for state, count in sorted(wave.states.items()))
+        rows.append((str(wave.number), f"{wave.fraction:.0%}", str(wave.devices), states or "–"))
+    _table(rows)
+
+
+def _table(rows: Sequence[tuple[str, ...]]) -> None:
+    """Columns as wide as they need to be."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        sys.stdout.write(line.rstrip() + "\n")
+
+
+def _running(view: DeviceView) -> str:
+    """What a device serves, as it says itself, with the beginning of its digest."""
+    digest = view.running.removeprefix("sha256:")[:12]
+    return f"{view.attributes.get('model', '')} {digest}".strip() or "–"

@@ -1,0 +1,367 @@
+"""Rollouts: begin one, pause, resume, abort, roll back; and move those that run.
+
+`advance` is called after each outcome and by the server's clock. It holds nothing in memory, so a server that was
+killed goes on where the database stands.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from edgegen.errors import ConfigError
+from edgegen.fleet.audit import ENGINE, note
+from edgegen.fleet.credentials import require_name
+from edgegen.fleet.judge import Move, Verdict, judge
+from edgegen.fleet.schema import next_id
+from edgegen.fleet.transaction import Transaction
+from edgegen.fleet.views import read_rollout
+from edgegen.fleet.waves import assign, checked_waves
+from edgegen.records.deployment import ActionState, Rollout, RolloutState, Thresholds
+
+_LIVE = (RolloutState.RUNNING, RolloutState.PAUSED)
+_UNDO = Thresholds(success_fraction=0.0, abort_fraction=2.0)
+"""Going back stops for nobody: each device that fails is one less to mend."""
+
+
+def begin_rollout(
+    tx: Transaction,
+    now_s: float,
+    who: str,
+    *,
+    digest: str,
+    group: str,
+    waves: tuple[float, ...],
+    thresholds: Thresholds = Thresholds(),
+) -> Rollout:
+    """Start to bring a release to a group; what the group was still taking is superseded.
+
+    Args:
+        digest: of a manifest that was published (`publish.py`).
+        waves: cumulative fractions of the group, the last 1.
+
+    Raises:
+        ConfigError: an unknown release, a group without devices, thresholds out of range.
+    """
+    require_name(group, what="group")
+    checked_waves(waves)
+    _check_thresholds(thresholds)
+    rows = tx.rows(
+        "SELECT device, seen_s, enrolled_s FROM devices WHERE grp = ? AND revoked = 0 ORDER BY device", group
+    )
+    if not rows:
+        groups = [row["grp"] for row in tx.rows("SELECT DISTINCT grp FROM devices ORDER BY grp")]
+        raise ConfigError(
+            f"group {group!r} has no devices",
+            hint=f"Known groups: {', '.join(groups)}." if groups else "No device has enrolled yet.",
+        )
+    late_s = now_s - thresholds.defer_after_s
+    devices = [(row["device"], (row["seen_s"] or row["enrolled_s"]) >= late_s) for row in rows]
+    begun = _insert(tx, now_s, who, "update", digest, group, devices, waves, thresholds)
+    _supersede(tx, now_s, who, [device for device, _ in devices], group, begun)
+    return advance(tx, now_s, begun)
+
+
+def pause(tx: Transaction, now_s: float, who: str, rollout: int) -> Rollout:
+    """Offer the release to no further device; those at it go on."""
+    _require(read_rollout(tx, rollout), RolloutState.RUNNING)
+    _set_state(tx, now_s, who, rollout, RolloutState.PAUSED, f"paused by {who}")
+    return read_rollout(tx, rollout)
+
+
+def resume(tx: Transaction, now_s: float, who: str, rollout: int) -> Rollout:
+    """Go on. A wave that fell short of its threshold, and in which nobody is still at it, counts as accepted."""
+    found = read_rollout(tx, rollout)
+    _require(found, RolloutState.PAUSED)
+    _set_state(tx, now_s, who, rollout, RolloutState.RUNNING, "")
+    waves = [wave for wave in found.waves if wave.begun_s is not None]
+    if waves and judge(found.waves, found.thresholds, now_s).move == Move.PAUSE:
+        note(tx, now_s, who, "wave accepted", f"rollout:{rollout}", f"wave={waves[-1].number} {found.reason}")
+        _mark(tx, now_s, rollout, waves[-1].number)
+    return advance(tx, now_s, rollout)
+
+
+def abort(tx: Transaction, now_s: float, who: str, rollout: int, reason: str = "") -> Rollout:
+    """Stop for good: devices that have not begun never do, those at it are asked to drop it."""
+    found = read_rollout(tx, rollout)
+    _require(found, *_LIVE)
+    _set_state(tx, now_s, who, rollout, RolloutState.ABORTED, reason or f"aborted by {who}")
+    _cancel(tx, now_s, "rollout = ?", rollout)
+    if found.thresholds.roll_back:
+        _undo(tx, now_s, who, found)
+    return read_rollout(tx, rollout)
+
+
+def roll_back(tx: Transaction, now_s: float, who: str, rollout: int) -> tuple[Rollout, ...]:
+    """Send every device that confirmed the release back to the one that it ran before; also those that confirm late.
+
+    Returns:
+        The rollouts that do so, one for each earlier release.
+
+    Raises:
+        ConfigError: it is a roll-back itself, or no device has a known earlier release to go back to.
+    """
+    found = read_rollout(tx, rollout)
+    if found.kind == "rollback":
+        raise ConfigError(f"rollout {rollout} is a roll-back itself", hint="Deploy the release that you want.")
+    _set_state(tx, now_s, who, rollout, RolloutState.ABORTED, f"rolled back by {who}")
+    _cancel(tx, now_s, "rollout = ?", rollout)
+    undone = _undo(tx, now_s, who, found)
+    if not undone:
+        raise ConfigError(
+            f"rollout {rollout}: no device that confirmed it is known to have run another release before",
+            hint="Deploy the release that you want.",
+        )
+    return undone
+
+
+def undo_late(tx: Transaction, now_s: float, rollout: int, device: str) -> None:
+    """A device confirmed a release although its rollout had been rolled back: send it back too."""
+    (row,) = tx.rows("SELECT undone FROM rollouts WHERE id = ?", rollout)
+    if row["undone"]:
+        _undo(tx, now_s, ENGINE, read_rollout(tx, rollout), device)
+
+
+def join_late(tx: Transaction, now_s: float, device: str, group: str) -> None:
+    """Give a device what its group has or is getting, if it came later."""
+    newest = tx.rows(
+        "SELECT id FROM rollouts WHERE grp = ? AND kind = 'update' AND state IN (?, ?, ?) ORDER BY id DESC LIMIT 1",
+        *(group, RolloutState.RUNNING, RolloutState.PAUSED, RolloutState.FINISHED),
+    )
+    if not newest or tx.rows("SELECT id FROM actions WHERE rollout = ? AND device = ?", newest[0]["id"], device):
+        return
+    rollout = newest[0]["id"]
+    (last,) = tx.rows("SELECT number, begun_s FROM waves WHERE rollout = ? ORDER BY number DESC LIMIT 1", rollout)
+    state = ActionState.WAITING if last["begun_s"] is None else ActionState.OFFERED
+    _add(tx, rollout, device, last["number"], state)
+    note(tx, now_s, ENGINE, "joined late", f"device:{device}", f"rollout={rollout}")
+
+
+def move_device(tx: Transaction, now_s: float, who: str, *, device: str, group: str) -> None:
+    """Put a device into another group: it drops what the old one was getting and takes what the new one has.
+
+    Raises:
+        ConfigError: there is no such device.
+    """
+    require_name(group, what="group")
+    if not tx.run("UPDATE devices SET grp = ? WHERE device = ?", group, device):
+        raise ConfigError(f"there is no device {device!r}", hint="See `edgegen fleet devices`.")
+    _cancel(tx, now_s, "device = ? AND rollout IN (SELECT id FROM rollouts WHERE grp <> ?)", device, group)
+    note(tx, now_s, who, "moved", f"device:{device}", f"group={group}")
+    join_late(tx, now_s, device, group)
+
+
+def revoke_device(tx: Transaction, now_s: float, who: str, *, device: str) -> None:
+    """Refuse a device's credential from now on, as after a theft; it stays in the records.
+
+    Raises:
+        ConfigError: there is no such device.
+    """
+    if not tx.run("UPDATE devices SET revoked = 1 WHERE device = ?", device):
+        raise ConfigError(f"there is no device {device!r}", hint="See `edgegen fleet devices`.")
+    _cancel(tx, now_s, "device = ?", device)
+    tx.run(
+        "UPDATE actions SET state = ? WHERE device = ? AND state = ?",
+        ActionState.CANCELED,
+        device,
+        ActionState.CANCELING,
+    )
+    note(tx, now_s, who, "revoked", f"device:{device}")
+
+
+def advance(tx: Transaction, now_s: float, rollout: int) -> Rollout:
+    """Count who is late, judge, and do what the verdict says, until there is nothing more to do."""
+    found = read_rollout(tx, rollout)
+    _expire(tx, now_s, found)
+    while True:
+        found = read_rollout(tx, rollout)
+        if found.state != RolloutState.RUNNING:
+            return found
+        verdict = judge(found.waves, found.thresholds, now_s)
+        if verdict.move == Move.WAIT:
+            if verdict.reason != found.reason:
+                tx.run("UPDATE rollouts SET reason = ? WHERE id = ?", verdict.reason, rollout)
+            return read_rollout(tx, rollout)
+        _carry_out(tx, now_s, found, verdict)
+
+
+def advance_all(tx: Transaction, now_s: float) -> None:
+    """Move every rollout that is not over, or of which a device is still at it."""
+    for row in tx.rows(
+        "SELECT id FROM rollouts WHERE state = ? OR id IN (SELECT rollout FROM actions WHERE state IN (?, ?, ?)) "
+        "ORDER BY id",
+        *(RolloutState.RUNNING, ActionState.OFFERED, ActionState.RUNNING, ActionState.CANCELING),
+    ):
+        advance(tx, now_s, row["id"])
+
+
+def forgive_outage(tx: Transaction, now_s: float, tick_s: float) -> None:
+    """Note that the server lives. If it was away, move deadlines by as long: a device could not report meanwhile."""
+    rows = tx.rows("SELECT value FROM meta WHERE key = 'alive_s'")
+    away_s = now_s - float(rows[0]["value"]) if rows else 0.0
+    if away_s > max(5 * tick_s, 5.0):
+        open_states = (ActionState.OFFERED, ActionState.RUNNING, ActionState.CANCELING)
+        tx.run(
+            "UPDATE actions SET offered_s = offered_s + ? WHERE offered_s IS NOT NULL AND state IN (?, ?, ?)",
+            *(away_s, *open_states),
+        )
+        note(tx, now_s, ENGINE, "server was away", "server", f"{away_s:.0f} s; deadlines moved by as long")
+    tx.run(
+        "INSERT INTO meta (key, value) VALUES ('alive_s', ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value",
+        repr(now_s),
+    )
+
+
+def _carry_out(tx: Transaction, now_s: float, found: Rollout, verdict: Verdict) -> None:
+    match verdict.move:
+        case Move.BEGIN:
+            tx.run("UPDATE waves SET begun_s = ? WHERE rollout = ? AND number = ?", now_s, found.id, verdict.wave)
+            tx.run(
+                "UPDATE actions SET state = ? WHERE rollout = ? AND wave = ? AND state = ?",
+                *(ActionState.OFFERED, found.id, verdict.wave, ActionState.WAITING),
+            )
+            note(tx, now_s, ENGINE, "wave begun", f"rollout:{found.id}", f"wave={verdict.wave}")
+            _expire(tx, now_s, read_rollout(tx, found.id))
+        case Move.SUCCEED:
+            note(tx, now_s, ENGINE, "wave succeeded", f"rollout:{found.id}", f"wave={verdict.wave}")
+            _mark(tx, now_s, found.id, verdict.wave)
+        case Move.PAUSE:
+            _set_state(tx, now_s, ENGINE, found.id, RolloutState.PAUSED, verdict.reason)
+        case Move.ABORT:
+            abort(tx, now_s, ENGINE, found.id, verdict.reason)
+        case Move.FINISH:
+            _set_state(tx, now_s, ENGINE, found.id, RolloutState.FINISHED, verdict.reason)
+        case Move.WAIT:
+            pass
+
+
+def _expire(tx: Transaction, now_s: float, found: Rollout) -> None:
+    """Count devices whose deadline has passed as failed, and defer those that were never there."""
+    late = tx.rows(
+        "SELECT id, device, state FROM actions WHERE rollout = ? AND state IN (?, ?, ?) AND offered_s < ?",
+        *(found.id, ActionState.OFFERED, ActionState.RUNNING, ActionState.CANCELING),
+        now_s - found.thresholds.deadline_s,
+    )
+    for row in late:
+        # Whoever was asked to drop the release and never answered is no verdict on it.
+        state = ActionState.CANCELED if row["state"] == ActionState.CANCELING else ActionState.TIMED_OUT
+        tx.run("UPDATE actions SET state = ?, reason = 'timeout', finished_s = ? WHERE id = ?", state, now_s, row["id"])
+        note(tx, now_s, ENGINE, str(state), f"device:{row['device']}", f"rollout={found.id}")
+    tx.run(
+        "UPDATE actions SET state = ? WHERE rollout = ? AND state = ? AND offered_s IS NULL AND device IN "
+        "(SELECT device FROM devices WHERE revoked = 1 OR COALESCE(seen_s, enrolled_s) < ?)",
+        *(ActionState.DEFERRED, found.id, ActionState.OFFERED, now_s - found.thresholds.defer_after_s),
+    )
+
+
+def _insert(
+    tx: Transaction,
+    now_s: float,
+    who: str,
+    kind: str,
+    digest: str,
+    group: str,
+    devices: list[tuple[str, bool]],
+    waves: tuple[float, ...],
+    thresholds: Thresholds,
+) -> int:
+    """Write a rollout down; its number."""
+    releases = tx.rows("SELECT name, version FROM releases WHERE digest = ?", digest)
+    if not releases:
+        raise ConfigError(f"no release {digest[:19]}… is published", hint="Publish it first.")
+    rollout = next_id(tx, "rollouts")
+    tx.run(
+        "INSERT INTO rollouts (id, digest, grp, state, reason, kind, undone, thresholds, created_s, created_by) "
+        "VALUES (?, ?, ?, ?, '', ?, 0, ?, ?, ?)",
+        *(rollout, digest, group, RolloutState.RUNNING, kind),
+        *(msgspec.json.encode(thresholds).decode(), now_s, who),
+    )
+    for number, fraction in enumerate(waves, start=1):
+        tx.run("INSERT INTO waves (rollout, number, fraction) VALUES (?, ?, ?)", rollout, number, fraction)
+    for device, wave in assign(rollout, devices, waves).items():
+        _add(tx, rollout, device, wave, ActionState.WAITING)
+    label = f"{releases[0]['name']} {releases[0]['version']} group={group} devices={len(devices)}"
+    note(tx, now_s, who, f"{kind} begun", f"rollout:{rollout}", label)
+    return rollout
+
+
+def _add(tx: Transaction, rollout: int, device: str, wave: int, state: ActionState) -> None:
+    tx.run(
+        "INSERT INTO actions (id, rollout, device, wave, state, phase, reason, from_digest) "
+        "VALUES (?, ?, ?, ?, ?, '', '', '')",
+        *(next_id(tx, "actions"), rollout, device, wave, state),
+    )
+
+
+def _undo(tx: Transaction, now_s: float, who: str, found: Rollout, device: str = "") -> tuple[Rollout, ...]:
+    """Rollouts that bring the devices which confirmed a release (or the one named) back to what they ran before."""
+    tx.run("UPDATE rollouts SET undone = 1 WHERE id = ?", found.id)
+    rows = tx.rows(
+        "SELECT device, from_digest FROM actions WHERE rollout = ? AND state IN (?, ?) AND from_digest <> ? "
+        "AND from_digest IN (SELECT digest FROM releases) AND device IN "
+        "(SELECT device FROM devices WHERE running = ? AND revoked = 0) AND device NOT IN "
+        "(SELECT actions.device FROM actions JOIN rollouts ON rollouts.id = actions.rollout "
+        "WHERE rollouts.kind = 'rollback' AND actions.finished_s IS NULL) ORDER BY device",
+        *(found.id, ActionState.CONFIRMED, ActionState.TIMED_OUT, found.digest, found.digest),
+    )
+    going: dict[str, list[tuple[str, bool]]] = {}
+    for row in rows:
+        if not device or row["device"] == device:
+            going.setdefault(row["from_digest"], []).append((row["device"], True))
+    thresholds = msgspec.structs.replace(
+        _UNDO, deadline_s=found.thresholds.deadline_s, defer_after_s=found.thresholds.defer_after_s
+    )
+    undone = []
+    for digest, devices in going.items():
+        begun = _insert(tx, now_s, who, "rollback", digest, found.group, devices, (1.0,), thresholds)
+        undone.append(advance(tx, now_s, begun))
+    return tuple(undone)
+
+
+def _supersede(tx: Transaction, now_s: float, who: str, devices: list[str], group: str, begun: int) -> None:
+    """End the group's other rollouts and its devices' other actions."""
+    for row in tx.rows("SELECT id FROM rollouts WHERE grp = ? AND state IN (?, ?) AND id <> ?", group, *_LIVE, begun):
+        _set_state(tx, now_s, who, row["id"], RolloutState.SUPERSEDED, f"superseded by rollout {begun}")
+    for device in devices:
+        _cancel(tx, now_s, "device = ? AND rollout <> ?", device, begun)
+
+
+def _cancel(tx: Transaction, now_s: float, which: str, *arguments: str | int) -> None:
+    """End actions that have not begun, and ask for the end of those that have. `which` is an SQL condition."""
+    unseen = "state IN (?, ?) OR (state = ? AND offered_s IS NULL)"
+    tx.run(
+        f"UPDATE actions SET state = ?, reason = 'canceled', finished_s = ? WHERE ({which}) AND ({unseen})",
+        *(ActionState.CANCELED, now_s, *arguments),
+        *(ActionState.WAITING, ActionState.DEFERRED, ActionState.OFFERED),
+    )
+    tx.run(
+        f"UPDATE actions SET state = ? WHERE ({which}) AND state IN (?, ?)",
+        *(ActionState.CANCELING, *arguments, ActionState.OFFERED, ActionState.RUNNING),
+    )
+
+
+def _mark(tx: Transaction, now_s: float, rollout: int, wave: int) -> None:
+    tx.run("UPDATE waves SET succeeded_s = ? WHERE rollout = ? AND number = ?", now_s, rollout, wave)
+
+
+def _set_state(tx: Transaction, now_s: float, who: str, rollout: int, state: RolloutState, reason: str) -> None:
+    finished_s = None if state in _LIVE else now_s
+    tx.run("UPDATE rollouts SET state = ?, reason = ?, finished_s = ? WHERE id = ?", state, reason, finished_s, rollout)
+    note(tx, now_s, who, str(state), f"rollout:{rollout}", reason)
+
+
+def _require(found: Rollout, *states: RolloutState) -> None:
+    if found.state not in states:
+        raise ConfigError(
+            f"rollout {found.id} is {found.state}{': ' + found.reason if found.reason else ''}",
+            hint=f"This works while it is {' or '.join(states)}.",
+        )
+
+
+def _check_thresholds(thresholds: Thresholds) -> None:
+    for name in ("success_fraction", "abort_fraction"):
+        if not 0 <= getattr(thresholds, name) <= 1:
+            raise ConfigError(f"{name}: {getattr(thresholds, name):g} is not between 0 and 1")
+    if thresholds.min_executed < 1 or thresholds.deadline_s <= 0 or thresholds.defer_after_s <= 0:
+        raise ConfigError("min_executed, deadline_s and defer_after_s must be above 0")
+    if thresholds.soak_s < 0:
+        raise ConfigError("soak_s must not be negative")

@@ -1,0 +1,70 @@
+"""The fleet's tables, and the numbers that rows get.
+
+Times are seconds since 1970 by the server's clock (suffix `_s`). Tokens are never stored, only their SHA-256: they are
+random and long, so a plain digest cannot be reversed.
+"""
+
+from __future__ import annotations
+
+from edgegen.errors import ConfigError
+from edgegen.fleet.transaction import Transaction
+
+SCHEMA = 1
+
+_TABLES = (
+    "CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL)",
+    "CREATE TABLE IF NOT EXISTS counters (name TEXT PRIMARY KEY, value BIGINT NOT NULL)",
+    """CREATE TABLE IF NOT EXISTS enrolment_tokens (
+        digest TEXT PRIMARY KEY, label TEXT NOT NULL, grp TEXT NOT NULL, created_s DOUBLE PRECISION NOT NULL,
+        expires_s DOUBLE PRECISION NOT NULL, uses_left BIGINT NOT NULL)""",
+    """CREATE TABLE IF NOT EXISTS operators (
+        digest TEXT PRIMARY KEY, name TEXT NOT NULL, created_s DOUBLE PRECISION NOT NULL)""",
+    """CREATE TABLE IF NOT EXISTS devices (
+        device TEXT PRIMARY KEY, grp TEXT NOT NULL, token_digest TEXT NOT NULL, attributes TEXT NOT NULL,
+        running TEXT NOT NULL, enrolled_s DOUBLE PRECISION NOT NULL, seen_s DOUBLE PRECISION,
+        revoked BIGINT NOT NULL)""",
+    """CREATE TABLE IF NOT EXISTS releases (
+        digest TEXT PRIMARY KEY, name TEXT NOT NULL, version TEXT NOT NULL, target TEXT NOT NULL,
+        manifest TEXT NOT NULL, published_s DOUBLE PRECISION NOT NULL)""",
+    """CREATE TABLE IF NOT EXISTS rollouts (
+        id BIGINT PRIMARY KEY, digest TEXT NOT NULL, grp TEXT NOT NULL, state TEXT NOT NULL, reason TEXT NOT NULL,
+        kind TEXT NOT NULL, undone BIGINT NOT NULL, thresholds TEXT NOT NULL, created_s DOUBLE PRECISION NOT NULL,
+        created_by TEXT NOT NULL, finished_s DOUBLE PRECISION)""",
+    """CREATE TABLE IF NOT EXISTS waves (
+        rollout BIGINT NOT NULL, number BIGINT NOT NULL, fraction DOUBLE PRECISION NOT NULL,
+        begun_s DOUBLE PRECISION, succeeded_s DOUBLE PRECISION, PRIMARY KEY (rollout, number))""",
+    """CREATE TABLE IF NOT EXISTS actions (
+        id BIGINT PRIMARY KEY, rollout BIGINT NOT NULL, device TEXT NOT NULL, wave BIGINT NOT NULL,
+        state TEXT NOT NULL, phase TEXT NOT NULL, reason TEXT NOT NULL, from_digest TEXT NOT NULL,
+        offered_s DOUBLE PRECISION, finished_s DOUBLE PRECISION, UNIQUE (rollout, device))""",
+    "CREATE INDEX IF NOT EXISTS actions_of_device ON actions (device, id)",
+    "CREATE INDEX IF NOT EXISTS actions_of_wave ON actions (rollout, wave, state)",
+    "CREATE INDEX IF NOT EXISTS devices_of_group ON devices (grp)",
+    """CREATE TABLE IF NOT EXISTS audit (
+        id BIGINT PRIMARY KEY, at_s DOUBLE PRECISION NOT NULL, who TEXT NOT NULL, what TEXT NOT NULL,
+        subject TEXT NOT NULL, detail TEXT NOT NULL)""",
+)
+
+
+def prepare(tx: Transaction) -> None:
+    """Make the tables that are missing.
+
+    Raises:
+        ConfigError: the database was written by a later version.
+    """
+    for statement in _TABLES:
+        tx.run(statement)
+    tx.run("INSERT INTO meta (key, value) VALUES ('schema', ?) ON CONFLICT DO NOTHING", str(SCHEMA))
+    found = tx.rows("SELECT value FROM meta WHERE key = 'schema'")[0]["value"]
+    if int(found) > SCHEMA:
+        raise ConfigError(f"the fleet's database has schema {found}, this edgegen knows {SCHEMA}", hint="Update it.")
+
+
+def next_id(tx: Transaction, name: str) -> int:
+    """The next number of a kind, from 1; never used twice."""
+    (row,) = tx.rows(
+        "INSERT INTO counters (name, value) VALUES (?, 1) "
+        "ON CONFLICT (name) DO UPDATE SET value = counters.value + 1 RETURNING value",
+        name,
+    )
+    return int(row["value"])

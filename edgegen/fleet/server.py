@@ -1,0 +1,89 @@
+"""Run the server in this process until it is told to stop."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from collections.abc import Callable
+
+from edgegen.errors import ConfigError, NetworkError
+from edgegen.fleet.database import Database
+from edgegen.fleet.site import Site
+
+
+def serve(
+    site: Site,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8420,
+    certificate: str | None = None,
+    key: str | None = None,
+    behind_proxy: bool = False,
+    public_url: str | None = None,
+    poll_s: float = 60.0,
+    tick_s: float = 1.0,
+    ready: Callable[[str], None] = lambda url: None,
+) -> None:
+    """Serve a site's repository, its devices and its operators.
+
+    Args:
+        port: 0 takes a free one.
+        certificate, key: PEM files; both or none.
+        behind_proxy: something in front of this ends TLS.
+        ready: called with the URL as soon as connections are taken.
+
+    Raises:
+        ConfigError: tokens would cross a network in clear text, or one of certificate and key is missing.
+        NetworkError: the address is taken.
+    """
+    if (certificate is None) != (key is None):
+        raise ConfigError("TLS needs both a certificate and a key", hint="Name both, or neither.")
+    if not (certificate or behind_proxy or _is_local(host)):
+        raise ConfigError(
+            f"{host}: tokens would cross the network in clear text",
+            hint="Give --tls-cert and --tls-key, or --behind-proxy where something in front ends TLS.",
+        )
+    import uvicorn
+
+    from edgegen.fleet.app import make_app
+
+    Database(site.store).close()  # what is wrong with it is said here, in one line
+    listener = _listen(host, port)
+    app = make_app(site, poll_s=poll_s, tick_s=tick_s, public_url=public_url)
+    config = uvicorn.Config(
+        app,
+        log_level="warning",
+        ssl_certfile=certificate,
+        ssl_keyfile=key,
+        proxy_headers=behind_proxy,
+        timeout_keep_alive=75,
+        server_header=False,
+        lifespan="on",
+    )
+    server = uvicorn.Server(config)
+    name = f"[{host}]" if ":" in host else host
+    ready(f"{'https' if certificate else 'http'}://{name}:{listener.getsockname()[1]}")
+    server.run(sockets=[listener])
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """A listening socket: connections that come before the first is accepted wait, and are not refused."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen(2048)
+    except OSError as error:
+        listener.close()
+        raise NetworkError(f"{host}:{port}: {error.strerror or error}", hint="Choose another with --port.") from error
+    return listener
+
+
+def _is_local(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
