@@ -1,0 +1,83 @@
+"""`edgegen deploy BUNDLE`: to one device over ssh, or to a fleet's group in waves."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from edgegen.cli import options
+from edgegen.cli.render import write_json
+from edgegen.common.units import format_bytes, format_seconds
+from edgegen.errors import ConfigError
+
+
+def deploy(
+    bundle: Annotated[
+        str, typer.Argument(help="A bundle's folder; with --fleet also NAME@VERSION.", show_default=False)
+    ],
+    to: Annotated[str | None, typer.Option("--to", help="One device: ssh://[user@]host[:port].")] = None,
+    fleet: Annotated[str | None, typer.Option("--fleet", help="A site's folder, or a server's URL.")] = None,
+    group: Annotated[str | None, typer.Option("--group", "-g", help="Which devices of the fleet.")] = None,
+    waves: Annotated[str, typer.Option("--waves", help="Shares of the group, each with those before it.")] = (
+        "5%,25%,100%"
+    ),
+    success: Annotated[float, typer.Option("--success", help="Share of a wave that must confirm, 0 to 1.")] = 0.9,
+    abort: Annotated[float, typer.Option("--abort", help="Share of failures at which it stops, 0 to 1.")] = 0.2,
+    min_devices: Annotated[int, typer.Option("--min-devices", help="Outcomes before --abort is judged.")] = 5,
+    deadline: Annotated[float, typer.Option("--deadline", help="Minutes a device has; later is a failure.")] = 60.0,
+    soak: Annotated[float, typer.Option("--soak", help="Minutes between a wave's success and the next.")] = 0.0,
+    roll_back: Annotated[bool, typer.Option("--roll-back", help="If it stops, bring devices back.")] = False,
+    store: Annotated[str | None, typer.Option("--store", help="Another database, like postgresql://….")] = None,
+    folder: Annotated[str | None, typer.Option("--folder", help="With --to: where the agent is there.")] = None,
+    json: options.Json = False,
+) -> None:
+    """Bring a bundle to devices.
+
+    Exit codes: 0 the rollout began, or the device confirmed the release; 5 the device rolled it back.
+    """
+    if (to is None) == (fleet is None):
+        raise ConfigError("name either --to or --fleet", hint="--to ssh://pi@kitchen, or --fleet site/ --group G.")
+    if to is not None:
+        _push(bundle, to, folder, json)
+        return
+    if group is None:
+        raise ConfigError("--fleet needs --group", hint="See the groups with `edgegen fleet devices`.")
+    from edgegen.fleet.waves import parse_waves
+    from edgegen.records.deployment import Thresholds
+    from edgegen.sdk.deploying import deploy_bundle
+
+    thresholds = Thresholds(
+        success_fraction=success,
+        abort_fraction=abort,
+        min_executed=min_devices,
+        deadline_s=deadline * 60,
+        soak_s=soak * 60,
+        roll_back=roll_back,
+    )
+    begun = deploy_bundle(bundle, str(fleet), group=group, waves=parse_waves(waves), thresholds=thresholds, store=store)
+    if json:
+        write_json(begun)
+        return
+    devices = sum(wave.devices for wave in begun.waves)
+    sys.stdout.write(f"rollout {begun.id}: {begun.name} {begun.version} to {devices} devices of {begun.group}\n")
+    sys.stdout.write(f"watch it with: edgegen fleet rollout {fleet} {begun.id} --watch\n")
+
+
+def _push(bundle: str, to: str, folder: str | None, json: bool) -> None:
+    from edgegen.records.deployment import Phase
+    from edgegen.sdk.deploying import push
+
+    sys.stderr.write(f"{to}: fetching, trying and watching it there; this takes as long as the release's probation …\n")
+    found = push(bundle, to, folder=folder)
+    if json:
+        write_json(found)
+    else:
+        why = f": {found.detail or found.reason}" if found.phase != Phase.CONFIRMED else ""
+        sys.stdout.write(
+            f"{to}: {found.phase}{why}; {format_bytes(found.bytes_fetched)} sent, "
+            f"{format_bytes(found.bytes_reused)} were there, {format_seconds(found.seconds)}\n"
+        )
+    if found.phase != Phase.CONFIRMED:
+        sys.exit(5)

@@ -1,0 +1,206 @@
+"""Make a machine a device: an environment with the agent and a runtime, its configuration, a systemd unit.
+
+Each step looks first, so a second run changes nothing and says so; a run that was cut off goes on. The agent is
+restarted if, and only if, something that it reads has changed.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from edgegen.common.codec import read_bytes
+from edgegen.common.files import digest_bytes
+from edgegen.errors import ConfigError, DeviceError
+from edgegen.push.places import Places, find_places
+from edgegen.push.ssh import Remote
+
+RUNTIMES = ("gguf", "onnx", "litert")
+_INSTALL_S = 3600.0
+_UNIT = """\
+# Written by `edgegen device setup`; changes are overwritten.
+[Unit]
+Description=edgegen agent: serves this device's model and keeps it up to date
+After=network-online.target
+Wants=network-online.target
+StartLimitIntervalSec=0
+
+[Service]
+ExecStart={agent} --config {config}
+Restart=always
+RestartSec=5
+# A model that takes all memory takes itself down, not the device.
+OOMPolicy=continue
+NoNewPrivileges=true
+PrivateTmp=true
+{hardening}
+[Install]
+WantedBy={target}
+"""
+_HARDENING = "ProtectSystem=strict\nReadWritePaths={home}\nProtectHome=true\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """What a device is to get."""
+
+    runtime: str
+    """`gguf`, `onnx` or `litert`: the extra of the wheel; empty: none."""
+    wheel: Path | None = None
+    """edgegen's wheel; None: the version of that name from the package index."""
+    wheelhouse: Path | None = None
+    """Folder of wheels to install from, with no index; None: the device's own pip settings."""
+    root: Path | None = None
+    """The repository's trusted root metadata."""
+    fleet: str = ""
+    """The fleet server's URL."""
+    token: str = ""
+    """An enrolment token."""
+    repository: str = ""
+    """The repository's URL, where there is no fleet server."""
+    device: str = ""
+    """The device's name; empty: its host name."""
+    serve_port: int = 8080
+    service: bool = True
+    """Whether a systemd unit is written and started."""
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What was done."""
+
+    places: Places
+    changed: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def set_up_device(
+    address: str, wanted: Setup, *, folder: str | None = None, version: str, say: Callable[[str], None] = lambda x: None
+) -> Outcome:
+    """Set a device up, or bring it up to date.
+
+    Args:
+        address: `ssh://[user@]host[:port]`.
+        folder: another place than the usual (see `places`).
+        version: edgegen's, for an installation from an index.
+        say: called with each step's words.
+
+    Raises:
+        ConfigError: an unknown runtime, or a file that is not there.
+        NetworkError: the device is not reached.
+        DeviceError: it has no Python 3.11 with venv, or a step failed.
+    """
+    if wanted.runtime and wanted.runtime not in RUNTIMES:
+        raise ConfigError(f"--runtime {wanted.runtime!r} is not known", hint="Known: " + ", ".join(RUNTIMES) + ".")
+    trusted = read_bytes(wanted.root) if wanted.root else None
+    wheel = read_bytes(wanted.wheel) if wanted.wheel else None
+    remote = Remote(address)
+    outcome = Outcome(find_places(remote, folder))
+    places = outcome.places
+
+    def done(changed: bool, what: str) -> None:
+        say(f"{'✓' if changed else '·'} {what}")
+        if changed:
+            outcome.changed.append(what)
+
+    remote.run(f"umask 022 && mkdir -p {shlex.quote(places.folder)} {shlex.quote(places.home)}")
+    done(_make_venv(remote, places), f"environment {places.venv}")
+    done(_install(remote, places, wanted, wheel, version), f"edgegen {version} {wanted.runtime}".strip())
+    if trusted is not None:
+        done(remote.put(f"{places.folder}/trust/root.json", trusted), "trusted root")
+    if wanted.token:
+        done(remote.put(f"{places.folder}/trust/enrol", f"{wanted.token}\n".encode(), mode=0o600), "enrolment token")
+    done(remote.put(places.config, _config(places, wanted).encode()), places.config)
+    if wanted.service:
+        _start(remote, outcome, done)
+    return outcome
+
+
+def _make_venv(remote: Remote, places: Places) -> bool:
+    python = f"{places.venv}/bin/python"
+    if remote.ask(f"{shlex.quote(python)} -c 'import pip, sys; sys.exit(sys.version_info < (3, 11))'").code == 0:
+        return False
+    for name in ("python3", "python3.13", "python3.12", "python3.11"):
+        if remote.ask(f"{name} -c 'import venv, ensurepip, sys; sys.exit(sys.version_info < (3, 11))'").code == 0:
+            remote.run(f"{name} -m venv --clear {shlex.quote(places.venv)}", timeout_s=_INSTALL_S)
+            return True
+    raise DeviceError(
+        f"{remote.address}: it has no Python 3.11 or later with venv", hint="On Debian: apt install python3-venv."
+    )
+
+
+def _install(remote: Remote, places: Places, wanted: Setup, wheel: bytes | None, version: str) -> bool:
+    """Install edgegen; what is installed is remembered by the wheel's digest and the extra."""
+    stamp = f"{places.venv}/.edgegen"
+    mark = json.dumps([digest_bytes(wheel) if wheel else version, wanted.runtime])
+    if remote.ask(f"cat {shlex.quote(stamp)}").out.strip() == mark:
+        return False
+    extra = f"[{wanted.runtime}]" if wanted.runtime else ""
+    options = ""
+    if wanted.wheelhouse is not None:
+        wheels = sorted(wanted.wheelhouse.glob("*.whl"))
+        if not wheels:
+            raise ConfigError(f"{wanted.wheelhouse}: no wheels in it")
+        for path in wheels:
+            remote.put(f"{places.folder}/wheels/{path.name}", path.read_bytes())
+        options = f"--no-index --find-links {shlex.quote(places.folder + '/wheels')} "
+    if wheel is not None and wanted.wheel is not None:
+        there = f"{places.folder}/wheels/{wanted.wheel.name}"
+        remote.put(there, wheel)
+        what = f"{there}{extra}"
+    else:
+        what = f"edgegen{extra}=={version}"
+    pip = f"{places.venv}/bin/python -m pip install --disable-pip-version-check -q {options}"
+    remote.run(f"{pip}{shlex.quote(what)}", timeout_s=_INSTALL_S)
+    if wheel is not None:  # the same version again: pip would keep what is there
+        remote.run(f"{pip}--no-deps --force-reinstall {shlex.quote(what)}", timeout_s=_INSTALL_S)
+    remote.put(stamp, f"{mark}\n".encode())
+    return True
+
+
+def _config(places: Places, wanted: Setup) -> str:
+    """The agent's configuration; JSON's strings are TOML's."""
+    lines = ["# Written by `edgegen device setup`; changes are overwritten.", "schema = 1"]
+    lines.append(f"home = {json.dumps(places.home)}")
+    if wanted.device:
+        lines.append(f"device = {json.dumps(wanted.device)}")
+    lines += ["", "[serve]", f"port = {wanted.serve_port}"]
+    if wanted.fleet:
+        lines += ["", "[fleet]", f"url = {json.dumps(wanted.fleet)}"]
+        if wanted.token:
+            lines.append(f"enrol_token_file = {json.dumps(places.folder + '/trust/enrol')}")
+    if wanted.repository or wanted.root:
+        lines += ["", "[repository]"]
+        if wanted.repository:
+            lines.append(f"url = {json.dumps(wanted.repository)}")
+        if wanted.root:
+            lines.append(f"root = {json.dumps(places.folder + '/trust/root.json')}")
+    return "\n".join(lines) + "\n"
+
+
+def _start(remote: Remote, outcome: Outcome, done: Callable[[bool, str], None]) -> None:
+    """Write the unit, and start the agent or start it again."""
+    places = outcome.places
+    if remote.ask("test -d /run/systemd/system").code:
+        words = f"{places.agent} --config {places.config}"
+        outcome.notes.append(f"The device does not run systemd: have it start `{words}` itself.")
+        return
+    control = "systemctl" if places.root else "systemctl --user"
+    unit = "/etc/systemd/system" if places.root else "$HOME/.config/systemd/user"
+    unit = remote.run(f'printf %s "{unit}"') + "/edgegen-agent.service"
+    text = _UNIT.format(
+        agent=places.agent,
+        config=places.config,
+        hardening=_HARDENING.format(home=places.home) if places.root else "",
+        target="multi-user.target" if places.root else "default.target",
+    )
+    done(remote.put(unit, text.encode()), unit)
+    if not places.root and remote.ask('loginctl show-user "$(id -un)" -p Linger --value').out.strip() != "yes":
+        outcome.notes.append("The agent stops when you log out: run `loginctl enable-linger` on the device.")
+    running = remote.ask(f"{control} is-active --quiet edgegen-agent").code == 0
+    if outcome.changed or not running:
+        remote.run(f"{control} daemon-reload && {control} enable -q edgegen-agent && {control} restart edgegen-agent")
+    done(bool(outcome.changed) or not running, "agent started")
