@@ -33,6 +33,9 @@ _PUBLIC = {
     "Chat": "edgegen.sdk.chat",
     "read_result": "edgegen.sdk.output",
     "Result": "edgegen.sdk.output",
+    "pack_bundle": "edgegen.sdk.release",
+    "deploy_bundle": "edgegen.sdk.deploying",
+    "push_bundle": "edgegen.sdk.deploying",
     "stages": "edgegen.sdk",
     "list_profiles": "edgegen.catalog",
     "load_profile": "edgegen.catalog",
@@ -49,6 +52,7 @@ _PUBLIC = {
     "UnsupportedError": "edgegen.errors",
     "InfeasibleError": "edgegen.errors",
     "DeviceError": "edgegen.errors",
+    "TrustError": "edgegen.errors",
     "NetworkError": "edgegen.errors",
 }
 

@@ -2,9 +2,10 @@
 
 python examples/demo.py
 
-It takes the smart-home teacher (7.3 MB at 16 bits) and the example's own requests, asks for at most 2 MB on a home
+It takes the smart-home teacher (7.3 MB at 16 bits) and the example's own requests, asks for at most 1.4 MB on a home
 gateway, verifies the file on llama.cpp, and talks to it through the runtime as a device would: no torch, only the
-artifact's folder. Nothing is downloaded. Run it again and the finished stages are skipped.
+artifact's folder. Then the artifact becomes a signed release, which an agent on this machine proves, tries and serves.
+Nothing is downloaded. Run it again and the finished stages are skipped.
 """
 
 from __future__ import annotations
@@ -14,8 +15,14 @@ import sys
 import time
 from pathlib import Path
 
+from local_agent import ask as ask_api
+from local_agent import install, running, write_config
+
 import edgegen
+from edgegen.bundle.ledger import create_keys
+from edgegen.common.units import format_bytes
 from edgegen.receipt import summary_lines
+from edgegen.records.bundle import Health
 from edgegen.runtime.registry import runtime_for
 from edgegen.runtime.text import Text
 
@@ -48,6 +55,7 @@ def main(out: str = "build-demo") -> int:
     print("\n".join(summary_lines(result.report, result.plan)))
     print()
     answered = ask(Path(out) / "artifact", QUESTIONS)
+    delivered = result.passed and deliver(Path(out), QUESTIONS[0])
     print(f"receipt   {out}/report.html    (numbers: {out}/report.json)")
     print(f"artifact  {out}/artifact/")
     print(f"took      {time.monotonic() - started:.0f} s")
@@ -55,7 +63,8 @@ def main(out: str = "build-demo") -> int:
     print(f"          edgegen verify {out}    (on the device, to measure its speed)")
     print("          edgegen profiles    (other devices)")
     print("          edgegen compress MODEL --profile NAME --data YOUR.jsonl")
-    return 0 if result.passed and answered else 1
+    print(f"          edgegen-agent --config {out}/device/agent.toml    (serve it here until stopped)")
+    return 0 if answered and delivered else 1
 
 
 def tell(stage: str, state: str, done: int, total: int) -> None:
@@ -79,6 +88,24 @@ def ask(folder: Path, questions: tuple[str, ...]) -> bool:
     finally:
         session.close()
     return readable
+
+
+def deliver(out: Path, question: str) -> bool:
+    """Pack and sign the artifact, install it with an agent, and ask the agent's API; True if it answers."""
+    keys = out / "keys"
+    if not (keys / "root.json").is_file():
+        create_keys(keys, root_keys=1, root_threshold=1)
+    health = Health(probation_s=1.0)
+    release = edgegen.pack_bundle(out, keys=keys, out=out / "bundle", name="smart-home", version="1.0.0", health=health)
+    config = write_config(out / "device", keys / "root.json", device="demo")
+    done = install(config, release.folder)
+    with running(config) as url:
+        body = {"messages": [{"role": "user", "content": question}], "max_tokens": 96, "temperature": 0}
+        said = ask_api(url, "/v1/chat/completions", model="smart-home-1.0.0", **body)
+    answer = said["choices"][0]["message"]["content"]
+    fetched, files = format_bytes(done.get("bytesFetched", 0)), len(release.manifest.files)
+    print(f"release   smart-home 1.0.0: {files} files, signed; the agent {done['phase']} it, {fetched} fetched")
+    return show(question, *answer.partition("\n")[::2]) and done["phase"] == "confirmed"
 
 
 def show(question: str, reply: str, call: str) -> bool:

@@ -10,6 +10,8 @@ import pytest
 
 import edgegen
 from edgegen.common.codec import load_json
+from edgegen.fleet.operate import open_fleet
+from edgegen.fleet.operations import WhichDevices
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 
@@ -38,21 +40,35 @@ def _custom_profile(folder: Path) -> None:
     assert plan.prediction.bytes <= 1_000_000
 
 
+def _deliver(folder: Path) -> None:
+    """Every device serves its first release, though one was offered another."""
+    devices = open_fleet(str(folder / "site")).do("devices", WhichDevices())
+    assert {device.group for device in devices} == {"gguf", "onnx", "litert"}
+    assert all(device.attributes["model"].endswith("-1.0.0") for device in devices)
+    outcomes = {device.group: device.action for device in devices if device.action}
+    assert (outcomes["gguf"].state, outcomes["gguf"].reason) == ("failed", "too-slow")
+    assert outcomes["onnx"].state == outcomes["litert"].state == "confirmed"
+
+
 def _demo(folder: Path) -> None:
     result = edgegen.read_result(folder)
     assert result.passed and result.artifact.target == "gguf"
     assert result.model_file.stat().st_size <= 2_000_000
     assert result.report.task is not None and result.report.task.exact_fraction.value > 0.8
+    assert list((folder / "device" / "home" / "releases").iterdir())
 
 
+SHARED = ("local_agent", "tiny_checkpoint")
+"""What the examples share."""
 LEFT: dict[str, Callable[[Path], None]] = {
     "01_plan": _plan,
     "02_compress": _compress,
     "03_verify": _verify,
     "04_custom_profile": _custom_profile,
+    "05_deliver": _deliver,
     "demo": _demo,
 }
-SCRIPTS = sorted(path.stem for path in EXAMPLES.glob("*.py") if path.stem != "tiny_checkpoint")
+SCRIPTS = sorted(path.stem for path in EXAMPLES.glob("*.py") if path.stem not in SHARED)
 
 
 def test_every_example_is_known_here() -> None:

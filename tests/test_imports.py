@@ -27,7 +27,8 @@ def _all_modules(package: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "package", ["common", "emulate", "records", "catalog", "grids", "runtime", "verify", "receipt", "planner"]
+    "package",
+    ["common", "emulate", "records", "catalog", "grids", "runtime", "verify", "bundle", "agent", "receipt", "planner"],
 )
 def test_the_device_side_and_the_planner_stay_light(package: str) -> None:
     modules = _all_modules(package)

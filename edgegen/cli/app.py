@@ -12,7 +12,22 @@ from typing import Annotated
 import typer
 
 from edgegen import __version__
-from edgegen.cli import bench, compress, doctor, emulate, plan, profiles, run, verify
+from edgegen.cli import (
+    bench,
+    compress,
+    deploy,
+    device,
+    doctor,
+    emulate,
+    fleet,
+    keys,
+    pack,
+    plan,
+    profiles,
+    repo,
+    run,
+    verify,
+)
 from edgegen.cli.render import fail
 from edgegen.errors import DeviceError, EdgegenError, UnsupportedError
 
@@ -29,7 +44,13 @@ app.command("plan")(plan.plan)
 app.command("compress")(compress.compress)
 app.command("verify")(verify.verify)
 app.command("run")(run.run)
+app.command("pack")(pack.pack)
+app.add_typer(keys.app, name="keys")
+app.add_typer(repo.app, name="repo")
 app.command("bench")(bench.bench)
+app.command("deploy")(deploy.deploy)
+app.add_typer(device.app, name="device", help="Set devices up over ssh.")
+app.add_typer(fleet.app, name="fleet", help="Bring releases to many devices: serve, let devices in, steer rollouts.")
 app.add_typer(
     emulate.app, name="emulate", help="Run artifacts on a device's own processor core: set it up, say what is."
 )

@@ -39,7 +39,8 @@ EXTRAS: dict[str, tuple[str, dict[str, str]]] = {
     "litert": ("LiteRT artifacts (to come)", {"ai_edge_litert": "ai-edge-litert"}),
     "litert-lm": ("verify .litertlm files in LiteRT-LM", {"litert_lm": "litert-lm-api"}),
     "monitor": ("the terminal monitor (to come)", {"textual": "textual"}),
-    "server": ("the fleet server (to come)", {"starlette": "starlette", "uvicorn": "uvicorn"}),
+    "sign": ("sign releases, and renew a repository's timestamp", {"cryptography": "cryptography"}),
+    "postgres": ("a fleet's store on PostgreSQL", {"psycopg": "psycopg"}),
 }
 """Extra → (what it gives, {module: distribution})."""
 
