@@ -91,7 +91,10 @@ class Agent:
         )
         serves = self.updater.recover()
         if serves:
-            self.serving.start(serves)
+            try:
+                self.serving.start(serves)
+            except DeviceError as error:  # damaged on the disk; another release may still come
+                tell(str(error))
 
     def run(self) -> None:
         """Serve and obey until `stop`."""

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from edgegen.agent.constrain import Constraint
-from edgegen.errors import DeviceError, EdgegenError
+from edgegen.errors import ConfigError, DeviceError, EdgegenError
 from edgegen.records.base import Record
 from edgegen.records.plan import Settings
 from edgegen.runtime.adapters import open_model
@@ -148,7 +148,9 @@ class Engine:
 
         Raises:
             BusyEngineError: the line is full.
+            ConfigError: the sampling asks for what there is not.
         """
+        Sampler(ask.sampling)
         if self._jobs.qsize() + self._running > self._max_waiting:
             raise BusyEngineError("too many requests wait for the model", hint="Ask again later.")
         job = Job(ask, constraint, asyncio.get_running_loop())
@@ -175,7 +177,7 @@ class Engine:
             try:
                 self._answer(job)
             except EdgegenError as error:
-                self.counts.errors += 1
+                self.counts.errors += not isinstance(error, ConfigError)  # a wrong request says nothing of the release
                 if isinstance(error, DeviceError):
                     self.failed = str(error)
                 job.tell(Told(error=error))

@@ -41,6 +41,9 @@ from edgegen.errors import ConfigError, DeviceError, EdgegenError, Fault, Networ
 from edgegen.records.bundle import BundleFile, Manifest
 from edgegen.records.deployment import Phase, Reason
 
+_SLACK_S = 60.0
+"""What a probation may take beyond its own length and the time to load."""
+
 _RESTARTS = 28
 """Times that the agent may find the same phase unfinished without progress before it gives the action up."""
 
@@ -468,6 +471,8 @@ class Updater:
         if action.attempt > manifest.health.max_restarts:
             raise _RefusedError(Reason.CRASHED, f"not confirmed after {action.attempt} starts")
         self.journal.act(attempt=action.attempt + 1)
+        needed_s = manifest.health.load_timeout_s + manifest.health.probation_s + _SLACK_S
+        self._deadline = max(self._deadline, self._clock.monotonic() + needed_s)
         self._serving.start(action.digest)
         _require(self._serving.watch(manifest, self._tick))
         return Phase.CONFIRM
@@ -485,7 +490,10 @@ class Updater:
         self.home.point("current", action.old)
         self.home.point("previous", action.older if action.older != action.old else "")
         if action.old:
-            self._serving.start(action.old)
+            try:
+                self._serving.start(action.old)
+            except DeviceError as error:  # damaged since: nothing serves, but another release may come
+                self.journal.act(detail=f"{action.detail}; and then: {error}")
         return Phase.ROLLED_BACK
 
 

@@ -291,7 +291,8 @@ def _show_rollout(found: Rollout, json: bool) -> None:
 
 
 def _table(rows: Sequence[tuple[str, ...]]) -> None:
-    """Columns as wide as they need to be."""
+    """Columns as wide as they need to be; what devices say cannot steer the terminal."""
+    rows = [tuple("".join(c if c.isprintable() else "�" for c in cell) for cell in row) for row in rows]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:
         line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))

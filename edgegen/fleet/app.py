@@ -14,10 +14,12 @@ import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
 from starlette.applications import Starlette
+from starlette.convertors import Convertor, register_url_convertor
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
@@ -85,11 +87,11 @@ def make_app(
         Route("/enrol", handler.enrol, methods=["POST"]),
         Route(root, handler.poll),
         Route(f"{root}/configData", handler.attributes, methods=["PUT"]),
-        Route(f"{root}/deploymentBase/{{action:int}}", handler.deployment),
-        Route(f"{root}/deploymentBase/{{action:int}}/feedback", handler.feedback, methods=["POST"]),
-        Route(f"{root}/cancelAction/{{action:int}}", handler.cancelation),
-        Route(f"{root}/cancelAction/{{action:int}}/feedback", handler.cancel_feedback, methods=["POST"]),
-        Route(f"{root}/installedBase/{{action:int}}", handler.installed),
+        Route(f"{root}/deploymentBase/{{action:number}}", handler.deployment),
+        Route(f"{root}/deploymentBase/{{action:number}}/feedback", handler.feedback, methods=["POST"]),
+        Route(f"{root}/cancelAction/{{action:number}}", handler.cancelation),
+        Route(f"{root}/cancelAction/{{action:number}}/feedback", handler.cancel_feedback, methods=["POST"]),
+        Route(f"{root}/installedBase/{{action:number}}", handler.installed),
         Route("/v1/{operation}", handler.operate, methods=["POST"]),
     ]
     routes += [
@@ -242,10 +244,27 @@ class _Handlers:
         return await asyncio.wrap_future(self.writer.submit(job))
 
 
+class _Number(Convertor[int]):
+    """Digits that a database's column holds."""
+
+    regex = "[0-9]{1,18}"
+
+    def convert(self, value: str) -> int:
+        return int(value)
+
+    def to_string(self, value: int) -> str:
+        return str(value)
+
+
+register_url_convertor("number", _Number())
+
+
 class _Files(StaticFiles):
     """Static files: content-addressed ones may be kept for ever, metadata must be asked for again."""
 
     async def get_response(self, path: str, scope: Scope) -> Response:
+        if not Path(self.directory or "").is_dir():  # nothing was published yet
+            raise HTTPException(404)
         response = await super().get_response(path, scope)
         kept = "blobs" in scope.get("root_path", "")
         response.headers["cache-control"] = "public, max-age=31536000, immutable" if kept else "no-cache"
@@ -260,6 +279,8 @@ async def _answered(work: Awaitable[Any]) -> Response:
         return _refusal(error.status, str(error))
     except ConfigError as error:
         return _refusal(400, str(error), error.hint)
+    except OverflowError:
+        return _refusal(400, "a number is too large")
     except ClientDisconnect:
         return _refusal(400, "the client went away")
     except EdgegenError as error:

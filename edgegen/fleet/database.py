@@ -185,7 +185,8 @@ class Writer:
             while len(batch) < _BATCH and not self._jobs.empty():
                 batch.append(self._jobs.get())
             jobs = [job for job in batch if job is not None]
-            self._commit(jobs)
+            # Whoever asked may have gone away while it waited; once it runs, nobody can call it off.
+            self._commit([(job, future) for job, future in jobs if future.set_running_or_notify_cancel()])
             if len(jobs) < len(batch):
                 return
 

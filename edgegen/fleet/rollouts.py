@@ -73,6 +73,10 @@ def resume(tx: Transaction, now_s: float, who: str, rollout: int) -> Rollout:
     found = read_rollout(tx, rollout)
     _require(found, RolloutState.PAUSED)
     _set_state(tx, now_s, who, rollout, RolloutState.RUNNING, "")
+    tx.run(
+        "UPDATE actions SET offered_s = ? WHERE rollout = ? AND state = ? AND offered_s IS NOT NULL",
+        *(now_s, rollout, ActionState.OFFERED),
+    )
     waves = [wave for wave in found.waves if wave.begun_s is not None]
     if waves and judge(found.waves, found.thresholds, now_s).move == Move.PAUSE:
         note(tx, now_s, who, "wave accepted", f"rollout:{rollout}", f"wave={waves[-1].number} {found.reason}")
@@ -236,9 +240,11 @@ def _carry_out(tx: Transaction, now_s: float, found: Rollout, verdict: Verdict) 
 
 def _expire(tx: Transaction, now_s: float, found: Rollout) -> None:
     """Count devices whose deadline has passed as failed, and defer those that were never there."""
+    # While a rollout is paused nothing is offered, so whoever has not begun cannot be late.
+    offered = ActionState.RUNNING if found.state == RolloutState.PAUSED else ActionState.OFFERED
     late = tx.rows(
         "SELECT id, device, state FROM actions WHERE rollout = ? AND state IN (?, ?, ?) AND offered_s < ?",
-        *(found.id, ActionState.OFFERED, ActionState.RUNNING, ActionState.CANCELING),
+        *(found.id, offered, ActionState.RUNNING, ActionState.CANCELING),
         now_s - found.thresholds.deadline_s,
     )
     for row in late:

@@ -119,7 +119,7 @@ def _check(sampling: Sampling) -> None:
         "top_k": (sampling.top_k >= 0, "0 or more"),
         "top_p": (0 < sampling.top_p <= 1, "above 0 and at most 1"),
         "min_p": (0 <= sampling.min_p <= 1, "from 0 to 1"),
-        "repetition_penalty": (0 < sampling.repetition_penalty < np.inf, "above 0"),
+        "repetition_penalty": (0.01 <= sampling.repetition_penalty <= 100, "from 0.01 to 100"),
     }
     for name, (holds, words) in rules.items():
         if not holds:  # NaN holds nowhere

@@ -161,6 +161,7 @@ def test_a_schema_holds_even_for_a_random_model(client: openai.OpenAI, temperatu
         ({"prompt": "a", "max_tokens": "8"}, "max_tokens"),
         ({"prompt": "a", "temperature": -1}, "temperature"),
         ({"prompt": "a", "top_p": 0}, "top_p"),
+        ({"prompt": "a", "repetition_penalty": 1e-39}, "repetition_penalty"),
         ({"prompt": "a", "n": 2}, "n:"),
         ({"prompt": "a", "stop": 3}, "stop"),
         ({"prompt": "a", "surprise": 1}, "surprise"),

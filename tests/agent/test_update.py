@@ -1,6 +1,6 @@
 """What the state machine does with each thing that can go wrong; and what a second release costs."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -10,8 +10,8 @@ from edgegen.agent.fetch import BusyError, GoneError
 from edgegen.agent.journal import Action
 from edgegen.agent.update import Verdict
 from edgegen.bundle.trust import Proven
-from edgegen.errors import NetworkError, TrustError
-from edgegen.records.bundle import Compat
+from edgegen.errors import DeviceError, NetworkError, TrustError
+from edgegen.records.bundle import Compat, Health, Manifest
 from edgegen.records.deployment import Phase, Reason
 from tests.simulators.device import Device, Release, Repository, make_release, random_tensors, whole
 
@@ -260,3 +260,34 @@ def test_old_releases_are_removed(home: Path) -> None:
     kept = {path.name for path in (home / "releases").iterdir()}
     assert kept == {NEW.digest[7:], third.digest[7:]}
     assert not list((home / "incoming").iterdir())
+
+
+def test_a_release_may_ask_for_a_longer_probation_than_the_usual_deadline(home: Path) -> None:
+    release = make_release("3.0.0", random_tensors(3), health=Health(probation_s=7200.0))
+
+    class Patient(Device):
+        def watch(self, manifest: Manifest, between: Callable[[], None]) -> Verdict:
+            until = self.clock.time + manifest.health.probation_s
+            while self.clock.time < until:
+                between()
+                self.clock.sleep(60)
+            return super().watch(manifest, between)
+
+    assert Patient(home, Repository(release)).install(release).phase is Phase.CONFIRMED
+
+
+def test_going_back_to_a_release_that_cannot_be_served_ends_and_lets_another_come(home: Path) -> None:
+    """Its manifest is damaged on the disk: nothing serves until a whole release comes."""
+    bad, good = make_release("3.0.0", random_tensors(3)), make_release("4.0.0", random_tensors(4))
+
+    class Damaged(Device):
+        def start(self, digest: str) -> None:
+            if digest not in (bad.digest, good.digest):
+                raise DeviceError(f"{digest}: its manifest cannot be read")
+            super().start(digest)
+
+    device = Damaged(home, Repository(bad, good), watch=Verdict(Reason.ERRORS, "many"))
+    action = device.install(bad)
+    assert action.phase is Phase.ROLLED_BACK and "many; and then: " in action.detail
+    device._watch = Verdict(Reason.NONE)
+    assert device.install(good).phase is Phase.CONFIRMED and device.serves == good.digest

@@ -100,3 +100,16 @@ def test_a_server_that_does_not_answer(tmp_path: Path) -> None:
     pytest.importorskip("psycopg")
     with pytest.raises(NetworkError, match="does not answer"):
         Database(f"postgresql://nobody@/x?host={tmp_path}")
+
+
+def test_a_job_that_nobody_waits_for_any_more_does_not_stop_the_writer(store: str) -> None:
+    writer = Writer(store)
+    gate = threading.Event()
+    waiting = writer.submit(lambda tx: gate.wait(10))
+    gone, after = writer.submit(_add("gone")), writer.submit(_add("after"))
+    assert gone.cancel()
+    gate.set()
+    assert waiting.result(10)
+    after.result(10)
+    assert writer.submit(_keys).result(10) == {"after"}
+    writer.close()

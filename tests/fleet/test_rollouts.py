@@ -174,6 +174,19 @@ def test_a_paused_rollout_offers_nothing_and_goes_on_where_it_was(desk: Desk) ->
     assert state(desk, rollout).state == RolloutState.FINISHED
 
 
+def test_nobody_is_late_for_what_a_pause_withholds(desk: Desk) -> None:
+    devices = Devices(desk, 2)
+    rollout = begin(desk, waves=(1.0,))
+    for name in devices.names:
+        assert "deploymentBase" in devices.poll(name)
+    desk.do("pause", rollout=rollout.id)
+    tick(desk, 100_000)
+    assert state(desk, rollout).waves[0].states == {"offered": 2}
+    desk.do("resume", rollout=rollout.id)
+    devices.take_all()
+    assert state(desk, rollout).state == RolloutState.FINISHED
+
+
 def test_a_wave_that_falls_short_waits_for_a_person(desk: Desk) -> None:
     devices = Devices(desk, 20)
     rollout = begin(desk, abort_fraction=0.6)
