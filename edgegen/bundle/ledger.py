@@ -143,6 +143,8 @@ def online_keys(folder: Path, out: Path) -> None:
     settings = load_settings(folder)
     states = {state.role: state for state in open_keys(folder).states()}
     wanted = {keyid for role in ("snapshot", "timestamp") for keyid in states[role].keyids}
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"{out}: is a file", hint="Name a folder for the copies.")
     if out.exists() and any(out.iterdir()) and not (out / SETTINGS).is_file():
         raise ConfigError(f"{out}: holds something that is no folder of keys")
     chosen = [path for path in sorted((folder / PRIVATE).glob("*.pem")) if load_key(path).public_key.keyid in wanted]

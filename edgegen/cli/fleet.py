@@ -211,6 +211,10 @@ def rollback(where: Where, number: Number, store: Store = None, json: options.Js
     if json:
         write_json(found)
         return
+    if not found:
+        sys.stdout.write(
+            f"rollout {number}: stopped; no device that confirmed it is known to have run another release before\n"
+        )
     for one in found:
         _show_rollout(one, False)
 

@@ -43,13 +43,16 @@ def require_name(name: str, *, what: str) -> str:
     return name
 
 
+_LONGEST_TOKEN_S = 10 * 365 * 86400.0
+
+
 def make_enrolment_token(
     tx: Transaction, now_s: float, who: str, *, group: str, label: str = "", uses: int = 1, lifetime_s: float = 86400.0
 ) -> str:
     """A new token that lets `uses` devices join `group` within `lifetime_s` seconds. It can be shown only now."""
     require_name(group, what="group")
-    if uses < 1 or lifetime_s <= 0:
-        raise ConfigError("an enrolment token needs at least one use and a lifetime above 0")
+    if not (1 <= uses <= 1_000_000 and 0 < lifetime_s <= _LONGEST_TOKEN_S):  # NaN holds nowhere
+        raise ConfigError("an enrolment token has 1 to 1,000,000 uses and a lifetime above 0 of at most ten years")
     token = "enrol-" + secrets.token_urlsafe(32)
     tx.run(
         "INSERT INTO enrolment_tokens (digest, label, grp, created_s, expires_s, uses_left) VALUES (?, ?, ?, ?, ?, ?)",

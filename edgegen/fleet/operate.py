@@ -14,6 +14,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import Any, Protocol
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -45,8 +46,11 @@ class LocalFleet:
         self._database = Database(store)
 
     def do(self, name: str, asked: Record) -> Any:
-        with self._database.transaction() as tx:
-            return operation(name).run(tx, time.time(), f"operator:{_user()}", asked)
+        try:
+            with self._database.transaction() as tx:
+                return operation(name).run(tx, time.time(), f"operator:{_user()}", asked)
+        except OverflowError as error:
+            raise ConfigError(f"{name}: a number is too large", hint="Numbers have at most 18 digits.") from error
 
 
 class RemoteFleet:
@@ -62,6 +66,12 @@ class RemoteFleet:
                 f"{url}: an operator's token is needed",
                 hint=f"Set {TOKEN_VARIABLE}; on the server, `edgegen fleet operator SITE NAME` makes one.",
             )
+        if not token.isprintable():
+            raise ConfigError(f"{TOKEN_VARIABLE}: holds a line break or another control character")
+        try:
+            urlsplit(url)
+        except ValueError as error:
+            raise ConfigError(f"{url}: no URL: {error}", hint="Like https://fleet.example.") from error
         self._url, self._token = url.rstrip("/"), token
 
     def do(self, name: str, asked: Record) -> Any:

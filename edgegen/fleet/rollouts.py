@@ -99,23 +99,18 @@ def roll_back(tx: Transaction, now_s: float, who: str, rollout: int) -> tuple[Ro
     """Send every device that confirmed the release back to the one that it ran before; also those that confirm late.
 
     Returns:
-        The rollouts that do so, one for each earlier release.
+        The rollouts that do so, one for each earlier release; none if no device has a known one, and then the rollout
+        is only stopped.
 
     Raises:
-        ConfigError: it is a roll-back itself, or no device has a known earlier release to go back to.
+        ConfigError: it is a roll-back itself.
     """
     found = read_rollout(tx, rollout)
     if found.kind == "rollback":
         raise ConfigError(f"rollout {rollout} is a roll-back itself", hint="Deploy the release that you want.")
     _set_state(tx, now_s, who, rollout, RolloutState.ABORTED, f"rolled back by {who}")
     _cancel(tx, now_s, "rollout = ?", rollout)
-    undone = _undo(tx, now_s, who, found)
-    if not undone:
-        raise ConfigError(
-            f"rollout {rollout}: no device that confirmed it is known to have run another release before",
-            hint="Deploy the release that you want.",
-        )
-    return undone
+    return _undo(tx, now_s, who, found)
 
 
 def undo_late(tx: Transaction, now_s: float, rollout: int, device: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import socket
+import ssl
 from collections.abc import Callable
 
 from edgegen.errors import ConfigError, NetworkError
@@ -43,6 +44,14 @@ def serve(
             f"{host}: tokens would cross the network in clear text",
             hint="Give --tls-cert and --tls-key, or --behind-proxy where something in front ends TLS.",
         )
+    if not 0 <= port <= 65535:
+        raise ConfigError(f"--port {port} is no port", hint="0 takes a free one; others go to 65535.")
+    if certificate and key:
+        try:
+            ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(certificate, key)
+        except OSError as error:
+            reason = getattr(error, "reason", None) or error.strerror or error
+            raise ConfigError(f"{certificate}, {key}: no certificate with its key: {reason}") from error
     import uvicorn
 
     from edgegen.fleet.app import make_app

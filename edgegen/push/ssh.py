@@ -45,7 +45,10 @@ class Remote:
             ConfigError: another form.
             UnsupportedError: there is no ssh.
         """
-        parts = urlsplit(address)
+        try:
+            parts = urlsplit(address)
+        except ValueError:  # a bracket without its pair
+            parts = urlsplit("")
         try:
             port = parts.port
         except ValueError:

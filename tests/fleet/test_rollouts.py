@@ -245,6 +245,14 @@ def test_roll_back_sends_devices_to_what_they_ran_before(desk: Desk) -> None:
         desk.do("rollback", rollout=back.id)
 
 
+def test_rolling_a_first_release_back_stops_it(desk: Desk) -> None:
+    devices = Devices(desk, 4)
+    rollout = begin(desk)
+    devices.take_all()
+    assert desk.do("rollback", rollout=rollout.id) == ()
+    assert state(desk, rollout).state == RolloutState.ABORTED and devices.take_all() == 0
+
+
 def test_a_rollout_may_roll_back_by_itself(desk: Desk) -> None:
     devices = Devices(desk, 10)
     first = begin(desk, "1.0.0", waves=(1.0,))

@@ -128,7 +128,7 @@ def test_a_key_that_is_not_accepted_and_a_host_that_is_not_known(
     "address",
     [
         *("kitchen", "http://kitchen", "ssh://", "ssh://-oProxyCommand=x", "ssh://a b", "ssh://pi:secret@kitchen"),
-        *("ssh://kitchen/path", "ssh://kitchen:x", "ssh://-u@kitchen", "ssh://kitchen;reboot"),
+        *("ssh://kitchen/path", "ssh://kitchen:x", "ssh://-u@kitchen", "ssh://kitchen;reboot", "ssh://[x"),
     ],
 )
 def test_what_is_no_address(address: str) -> None:
