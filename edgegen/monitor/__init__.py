@@ -1,0 +1,1 @@
+"""The terminal's screens: a fleet that runs, and a compression that runs."""
