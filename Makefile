@@ -27,7 +27,7 @@ venv: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
 	$(RUN) -c 'import pip, sys; sys.exit(int(pip.__version__.split(".")[0]) < 22)' || $(RUN) -m pip install --upgrade pip
-	CMAKE_ARGS="-DLLAVA_BUILD=OFF $(CMAKE_ARGS)" $(RUN) -m pip install -c constraints.txt -e '.[gguf,onnx,litert-convert,litert-lm,compress,monitor,server,parquet,mqtt,otlp,sign,postgres,dev]'
+	CMAKE_ARGS="-DLLAVA_BUILD=OFF $(CMAKE_ARGS)" $(RUN) -m pip install -c constraints.txt -e '.[gguf,onnx,litert-convert,litert-lm,compress,data,evaluate,track,ray,monitor,server,parquet,mqtt,otlp,sign,postgres,dev]'
 	touch $@
 
 clean:
