@@ -14,6 +14,8 @@ class Example(Record, frozen=True):
     """(role, content) pairs."""
     completion: bool = False
     """True when the last message is an answer that a task score can compare with."""
+    weight: float = 1.0
+    """How much it counts in training."""
 
 
 class DataRef(Record, frozen=True):
