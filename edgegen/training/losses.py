@@ -1,0 +1,37 @@
+"""Losses as sums over a batch's counted predictions; the loop divides by the whole batch's weight.
+
+B sequences, L tokens, V vocabulary entries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+from edgegen.training.batches import Batch
+
+Loss = Callable[[Any, Batch], torch.Tensor]
+"""(model, batch) → the weighted sum of the counted predictions' losses, a scalar that has a gradient."""
+
+
+def counted(batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Where predictions count: a mask (B, L) bool, the tokens to predict there (T,), and their weights (T,)."""
+    mask = batch.weights > 0
+    targets = batch.ids.roll(-1, dims=1)[mask]
+    return mask, targets, batch.weights[mask]
+
+
+def cross_entropy(model: Any, batch: Batch) -> torch.Tensor:
+    """- Σ w ln p(next token), nats."""
+    logits = model(**batch.inputs(model_dtype(model)), use_cache=False).logits
+    mask, targets, weights = counted(batch)
+    losses = functional.cross_entropy(logits[mask].float(), targets, reduction="none")
+    return (losses * weights).sum()
+
+
+def model_dtype(model: Any) -> torch.dtype:
+    """Type of a model's numbers."""
+    return next(p.dtype for p in model.parameters() if p.is_floating_point())
