@@ -25,6 +25,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 _PUBLIC = {
+    "finetune": "edgegen.sdk.tuning",
     "compress": "edgegen.sdk.pipeline",
     "plan": "edgegen.sdk.pipeline",
     "bake_off": "edgegen.sdk.bakeoff",

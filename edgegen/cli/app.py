@@ -19,6 +19,7 @@ from edgegen.cli import (
     device,
     doctor,
     emulate,
+    finetune,
     fleet,
     keys,
     pack,
@@ -40,6 +41,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(profiles.app, name="profiles", help="List devices, show one, or measure this machine.")
+app.command("finetune")(finetune.finetune)
 app.command("plan")(plan.plan)
 app.command("compress")(compress.compress)
 app.command("verify")(verify.verify)
@@ -57,7 +59,7 @@ app.add_typer(
 app.command("doctor")(doctor.doctor)
 
 
-_RESUMED = (["compress"], ["plan"])
+_RESUMED = (["compress"], ["plan"], ["finetune"])
 """Commands that keep their finished stages."""
 
 

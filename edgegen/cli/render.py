@@ -75,6 +75,29 @@ def progress(quiet: bool) -> Iterator[Any]:
         yield notify
 
 
+@contextmanager
+def training_progress(quiet: bool, words: str) -> Iterator[Any]:
+    """A `told` for training: one bar with the loss on a terminal, a line at each tenth elsewhere."""
+    if quiet:
+        yield lambda done, steps, text: None
+        return
+    if not sys.stderr.isatty():
+
+        def told(done: int, steps: int, text: str) -> None:
+            if done == steps or done % max(1, steps // 10) == 0:
+                sys.stderr.write(f"{words}: {done} of {steps}, {text}\n")
+
+        yield told
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn(words), BarColumn(bar_width=28), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, TextColumn("{task.description}"), console=Console(stderr=True)) as bars:
+        task = bars.add_task("", total=None)
+        yield lambda done, steps, text: bars.update(task, completed=done, total=steps, description=text)
+
+
 def _words(stage: str) -> str:
     """A stage in words; `onnx/plan` is the one of a target among several."""
     target, _, name = stage.rpartition("/")

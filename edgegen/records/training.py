@@ -51,3 +51,5 @@ class Training(Record, frozen=True):
     teacher_digest: str = ""
     notes: tuple[str, ...] = ()
     lineage: str = ""
+    identity: str = ""
+    """Digest of everything that decides the result."""

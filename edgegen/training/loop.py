@@ -200,18 +200,19 @@ class _Run:
                 running=self.state.running + value,
                 seen=self.state.seen + 1,
             )
-            progress(step, last, f"loss {value:.4f}")
+            words = f"loss {value:.4f}"
             if overtime:
                 stopped = "time"
             if step % options.look_every == 0 or step == last or stopped:
                 found = heldout_loss(self.model, self.heldout, self.accelerator) if self.heldout else None
                 self._note(Measured(step, self.state.running / self.state.seen, found), found)
-                progress(step, last, f"loss {value:.4f}" + (f", held out {found:.4f}" if found is not None else ""))
+                words += f", held out {found:.4f}" if found is not None else ""
                 if self.state.best_step == step:
                     self._keep_best()
                 if options.patience and self.state.since_best >= options.patience:
                     stopped = stopped or "early stop"
                 self.model.train()
+            progress(step, last, words)
             if step % options.keep_every == 0 and step < last and not stopped:
                 self._save()
         self._take_best()

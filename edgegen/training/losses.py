@@ -26,10 +26,15 @@ def counted(batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 def cross_entropy(model: Any, batch: Batch) -> torch.Tensor:
     """- Σ w ln p(next token), nats."""
-    logits = model(**batch.inputs(model_dtype(model)), use_cache=False).logits
     mask, targets, weights = counted(batch)
-    losses = functional.cross_entropy(logits[mask].float(), targets, reduction="none")
+    losses = functional.cross_entropy(logits_of(model, batch)[mask].float(), targets, reduction="none")
     return (losses * weights).sum()
+
+
+def logits_of(model: Any, batch: Batch) -> torch.Tensor:
+    """(B, L, V) after each of the batch's tokens; those of soft prompts before them are left out."""
+    logits: torch.Tensor = model(**batch.inputs(model_dtype(model)), use_cache=False).logits
+    return logits[:, -batch.ids.shape[1] :]
 
 
 def model_dtype(model: Any) -> torch.dtype:

@@ -1,0 +1,154 @@
+"""Teach a model: `edgegen.finetune(model, data=…)`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from edgegen.errors import ConfigError, UnsupportedError
+from edgegen.modeling.checkpoint import Checkpoint
+from edgegen.modeling.load import check_model, empty_model, find_model, open_tokenizer, read_config
+from edgegen.modeling.summary import summarize
+from edgegen.prepare.built import example_of, is_built, open_dataset, read_rows
+from edgegen.prepare.split import prepare_data
+from edgegen.records.model import ModelRef, ModelSummary
+from edgegen.records.training import Training
+from edgegen.training.batches import encode, steps_for
+from edgegen.training.options import Options
+from edgegen.tune.adapters import Adapter, require_method
+from edgegen.tune.finetune import Data
+from edgegen.tune.finetune import finetune as run_finetune
+
+Told = Callable[[int, int, str], None]
+"""(steps done, steps, words)."""
+
+
+class Learner:
+    """A model that is to be trained, found and checked; no weights are loaded.
+
+    Attributes:
+        ref: the checkpoint.
+        tokenizer: its own.
+        summary: its sizes.
+    """
+
+    def __init__(self, model: str) -> None:
+        """
+        Raises:
+            ConfigError, UnsupportedError, NetworkError: whatever is wrong with it.
+        """
+        self.ref: ModelRef = find_model(model)
+        folder = Path(self.ref.path)
+        read_config(self.ref)
+        checkpoint, empty = Checkpoint(folder), empty_model(self.ref)
+        self.tokenizer = open_tokenizer(folder)
+        self.notes = check_model(self.ref, empty, checkpoint, self.tokenizer)
+        self.summary: ModelSummary = summarize(empty, checkpoint)
+        if self.summary.task != "causal":
+            raise UnsupportedError(
+                f"{model}: a {self.summary.task} cannot be trained yet", hint="Models that continue text can."
+            )
+
+
+def learning_data(source: str) -> Data:
+    """Examples to learn from and to judge on: a built data set's splits, or a file's rows, a quarter held out.
+
+    Raises:
+        ConfigError: it cannot be read, or has too few rows.
+    """
+    if is_built(source):
+        dataset = open_dataset(source)
+        train, validation = (tuple(map(example_of, read_rows(source, name))) for name in ("train", "validation"))
+        if not train:
+            raise ConfigError(f"{source}: its split `train` has no rows", hint="Build it again with more data.")
+        return Data(source, dataset.digest, train, validation, lineage=dataset.lineage)
+    split = prepare_data(source)
+    return Data(source, split.ref.digest, split.calibration, split.heldout)
+
+
+def finetune(
+    model: str,
+    *,
+    data: str,
+    out: str | Path = "teacher",
+    method: str = "lora",
+    adapter: Adapter = Adapter(),
+    epochs: float = 3.0,
+    steps: int | None = None,
+    batch: int = 16,
+    rate: float | None = None,
+    max_tokens: int | None = None,
+    told: Told | None = None,
+    **options: Any,
+) -> Training:
+    """Fine-tune a model on examples and write it to `out`; the same call goes on where a killed one was.
+
+    Args:
+        model: a checkpoint's folder or a hub id.
+        data: a built data set's folder, or whatever `compress` reads.
+        method: lora, rslora, dora, qlora (on a CUDA GPU), full or prompt-tuning.
+        epochs: how often each example is shown, unless `steps` says how many batches there are.
+        batch: examples a step, all processes together.
+        rate: highest learning rate; None: 2e-4 for adapters, 5e-5 for all weights, 1e-2 for soft prompts.
+        max_tokens: longest sequence; None: the model's context, at most 512.
+        told: hears about progress.
+        options: further `edgegen.training.options.Options`.
+
+    Raises:
+        ConfigError, UnsupportedError, DeviceError, NetworkError: see `edgegen.errors`.
+    """
+    require_method(method)
+    place = Path(out).expanduser()
+    learner, found = Learner(model), learning_data(data)
+    made = make_options(
+        learner,
+        found,
+        epochs=epochs,
+        steps=steps,
+        batch=batch,
+        rate=rate if rate is not None else {"full": 5e-5, "prompt-tuning": 1e-2}.get(method, 2e-4),
+        max_tokens=max_tokens,
+        options=options,
+    )
+    return run_finetune(
+        learner.ref,
+        learner.tokenizer,
+        found,
+        parameters=learner.summary.parameters,
+        method=method,
+        adapter=adapter,
+        options=made,
+        out=place,
+        progress=told,
+    )
+
+
+def make_options(
+    learner: Learner,
+    data: Data,
+    *,
+    epochs: float,
+    steps: int | None,
+    batch: int,
+    rate: float,
+    max_tokens: int | None,
+    options: dict[str, Any],
+) -> Options:
+    """Options of a run, with the steps that the epochs take.
+
+    Raises:
+        ConfigError: a number out of range, or data smaller than a batch.
+    """
+    context = learner.summary.context_tokens
+    length = min(max_tokens or 512, context)
+    for name, value in (("--batch", batch), ("--epochs", epochs), ("--rate", rate), ("--max-tokens", length)):
+        if not value > 0:
+            raise ConfigError(f"{name} must be above 0, not {value}")
+    if steps is not None and steps < 1:
+        raise ConfigError(f"--steps must be at least 1, not {steps}")
+    packed = bool(options.get("packed", False))
+    if steps is None:
+        items = encode(learner.tokenizer, data.train, max_tokens=length)
+        steps = steps_for(items, rows=batch, epochs=epochs, packed_tokens=length if packed else 0)
+    return Options(steps=steps, batch=batch, rate=rate, max_tokens=length, **options)
