@@ -26,6 +26,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 _PUBLIC = {
     "finetune": "edgegen.sdk.tuning",
+    "distill": "edgegen.sdk.tuning",
     "compress": "edgegen.sdk.pipeline",
     "plan": "edgegen.sdk.pipeline",
     "bake_off": "edgegen.sdk.bakeoff",

@@ -17,6 +17,7 @@ from edgegen.cli import (
     compress,
     deploy,
     device,
+    distill,
     doctor,
     emulate,
     finetune,
@@ -42,6 +43,7 @@ app = typer.Typer(
 )
 app.add_typer(profiles.app, name="profiles", help="List devices, show one, or measure this machine.")
 app.command("finetune")(finetune.finetune)
+app.command("distill")(distill.distill)
 app.command("plan")(plan.plan)
 app.command("compress")(compress.compress)
 app.command("verify")(verify.verify)
@@ -59,7 +61,7 @@ app.add_typer(
 app.command("doctor")(doctor.doctor)
 
 
-_RESUMED = (["compress"], ["plan"], ["finetune"])
+_RESUMED = (["compress"], ["plan"], ["finetune"], ["distill"])
 """Commands that keep their finished stages."""
 
 

@@ -62,7 +62,7 @@ class Subject:
         self.notes = check_model(self.ref, self.empty, self.checkpoint, self.tokenizer)
         self.summary: ModelSummary = summarize(self.empty, self.checkpoint)
         self.task: Task = task_of(self.summary)
-        self.eos_ids = _eos_ids(folder, self.config, self.tokenizer)
+        self.eos_ids = stop_ids(folder, self.config, self.tokenizer)
         self.split: Split = prepare_data(data)
 
     @functools.cached_property
@@ -170,7 +170,7 @@ def vocab_number(vocab: str) -> int:
     return int(vocab)
 
 
-def _eos_ids(folder: Path, config: dict[str, Any], tokenizer: Any) -> tuple[int, ...]:
+def stop_ids(folder: Path, config: dict[str, Any], tokenizer: Any) -> tuple[int, ...]:
     """Where answers end: the generation settings' ids, else the configuration's, else the tokenizer's."""
     generation = folder / "generation_config.json"
     found: Any = None

@@ -14,11 +14,15 @@ from edgegen.prepare.built import example_of, is_built, open_dataset, read_rows
 from edgegen.prepare.split import prepare_data
 from edgegen.records.model import ModelRef, ModelSummary
 from edgegen.records.training import Training
+from edgegen.sdk.subject import stop_ids
 from edgegen.training.batches import encode, steps_for
 from edgegen.training.options import Options
 from edgegen.tune.adapters import Adapter, require_method
+from edgegen.tune.distill import Distilling, Pupil, require_distilling
+from edgegen.tune.distill import distill as run_distill
 from edgegen.tune.finetune import Data
 from edgegen.tune.finetune import finetune as run_finetune
+from edgegen.tune.student import parse_student
 
 Told = Callable[[int, int, str], None]
 """(steps done, steps, words)."""
@@ -31,6 +35,8 @@ class Learner:
         ref: the checkpoint.
         tokenizer: its own.
         summary: its sizes.
+        config: transformers' object of its configuration.
+        eos_ids: where answers end.
     """
 
     def __init__(self, model: str) -> None:
@@ -40,11 +46,13 @@ class Learner:
         """
         self.ref: ModelRef = find_model(model)
         folder = Path(self.ref.path)
-        read_config(self.ref)
+        said = read_config(self.ref)
         checkpoint, empty = Checkpoint(folder), empty_model(self.ref)
         self.tokenizer = open_tokenizer(folder)
         self.notes = check_model(self.ref, empty, checkpoint, self.tokenizer)
         self.summary: ModelSummary = summarize(empty, checkpoint)
+        self.config = empty.config
+        self.eos_ids = stop_ids(folder, said, self.tokenizer)
         if self.summary.task != "causal":
             raise UnsupportedError(
                 f"{model}: a {self.summary.task} cannot be trained yet", hint="Models that continue text can."
@@ -152,3 +160,70 @@ def make_options(
         items = encode(learner.tokenizer, data.train, max_tokens=length)
         steps = steps_for(items, rows=batch, epochs=epochs, packed_tokens=length if packed else 0)
     return Options(steps=steps, batch=batch, rate=rate, max_tokens=length, **options)
+
+
+def distill(
+    teacher: str,
+    *,
+    student: str,
+    data: str,
+    out: str | Path = "student",
+    how: Distilling = Distilling(),
+    sequence_level: bool = False,
+    epochs: float = 3.0,
+    steps: int | None = None,
+    batch: int = 16,
+    rate: float | None = None,
+    max_tokens: int | None = None,
+    told: Told | None = None,
+    **options: Any,
+) -> Training:
+    """Teach a smaller model what a larger one would say, and write it to `out`.
+
+    Args:
+        teacher: a checkpoint's folder or a hub id.
+        student: a checkpoint, a share of the teacher's parameters like `0.25x`, or sizes like `layers=4,hidden=128`:
+            then it is derived from the teacher and starts from its weights.
+        data: as `finetune`.
+        how: loss, temperature, labels, cache, on-policy.
+        sequence_level: learn the teacher's answers instead of its distributions; the only way where vocabularies
+            differ.
+        rate: highest learning rate; None: 1e-3 for a derived student, 1e-4 for a checkpoint.
+
+    Raises:
+        ConfigError, UnsupportedError, DeviceError, NetworkError: see `edgegen.errors`.
+    """
+    require_distilling(how)
+    place = Path(out).expanduser()
+    master, found = Learner(teacher), learning_data(data)
+    shape = parse_student(student, master.config)
+    learner = master if shape is not None else Learner(student)
+    made = make_options(
+        learner,
+        found,
+        epochs=epochs,
+        steps=steps,
+        batch=batch,
+        rate=rate if rate is not None else 1e-3 if shape is not None else 1e-4,
+        max_tokens=max_tokens,
+        options=options,
+    )
+    return run_distill(
+        master.ref,
+        master.tokenizer,
+        Pupil(
+            ref=None if shape is not None else learner.ref,
+            shape=shape,
+            tokenizer=learner.tokenizer,
+            parameters=learner.summary.parameters,
+        ),
+        found,
+        teacher_parameters=master.summary.parameters,
+        how=how,
+        options=made,
+        out=place,
+        eos_ids=master.eos_ids,
+        context_tokens=min(master.summary.context_tokens, learner.summary.context_tokens),
+        sequence_level=sequence_level,
+        progress=told,
+    )

@@ -95,6 +95,7 @@ def fit(
     *,
     identity: str,
     loss: Loss = cross_entropy,
+    judge: Loss = cross_entropy,
     progress: Progress | None = None,
     accelerator: Any = None,
 ) -> Fitted:
@@ -102,22 +103,23 @@ def fit(
 
     Args:
         items: to learn from; their `index` is their place.
-        heldout: to judge on with the cross entropy; empty: the last weights are kept.
+        heldout: to judge on; empty: the last weights are kept.
         folder: for checkpoints; one of the same `identity` is taken up, another's is thrown away.
         identity: digest of everything that decides the result besides the options.
         loss: of a batch, see `losses`.
+        judge: the loss of held-out batches, by which the best weights are chosen.
 
     Raises:
         ConfigError: the data is smaller than a batch, or the loss is not finite any more: the step is named, and the
             last checkpoint stays.
         DeviceError: the disk is full; the last checkpoint stays.
     """
-    run = _Run(model, items, heldout, options, folder, identity, loss, accelerator or make_accelerator(options))
+    run = _Run(model, items, heldout, options, folder, identity, loss, judge, accelerator or make_accelerator(options))
     return run.to_the_end(progress or (lambda done, steps, words: None))
 
 
-def heldout_loss(model: Any, items: Sequence[Item], accelerator: Any = None) -> float:
-    """Mean cross entropy of counted predictions, nats per token; weights of rows do not count here."""
+def heldout_loss(model: Any, items: Sequence[Item], accelerator: Any = None, loss: Loss = cross_entropy) -> float:
+    """Mean loss of counted predictions, nats per token; weights of rows do not count here."""
     processes, rank = (accelerator.num_processes, accelerator.process_index) if accelerator else (1, 0)
     device = accelerator.device if accelerator else next(model.parameters()).device
     total = torch.zeros(2, dtype=torch.float64, device=device)
@@ -128,7 +130,7 @@ def heldout_loss(model: Any, items: Sequence[Item], accelerator: Any = None) -> 
     with torch.no_grad():
         for group in _groups(ordered):
             batch = collate([[item] for item in group], packed=False).to(device)
-            total[0] += cross_entropy(model, batch).double()
+            total[0] += loss(model, batch).double()
             total[1] += sum(item.tokens for item in group)
     model.train(was_training)
     if processes > 1:
@@ -156,10 +158,11 @@ class _Run:
         folder: Path,
         identity: str,
         loss: Loss,
+        judge: Loss,
         accelerator: Any,
     ) -> None:
         self.options, self.heldout, self.folder, self.loss = options, heldout, folder, loss
-        self.identity, self.accelerator = identity, accelerator
+        self.identity, self.judge, self.accelerator = identity, judge, accelerator
         self.order = Order(
             items,
             rows=options.batch,
@@ -182,7 +185,7 @@ class _Run:
         options, last = self.options, self.options.steps
         self._resume()
         if self.heldout and not self.state.losses:
-            first = heldout_loss(self.model, self.heldout, self.accelerator)
+            first = heldout_loss(self.model, self.heldout, self.accelerator, self.judge)
             self._note(Measured(0, first, first), first)
             self._keep_best()
         began, before = time.perf_counter(), self.state.seconds
@@ -204,7 +207,7 @@ class _Run:
             if overtime:
                 stopped = "time"
             if step % options.look_every == 0 or step == last or stopped:
-                found = heldout_loss(self.model, self.heldout, self.accelerator) if self.heldout else None
+                found = heldout_loss(self.model, self.heldout, self.accelerator, self.judge) if self.heldout else None
                 self._note(Measured(step, self.state.running / self.state.seen, found), found)
                 words += f", held out {found:.4f}" if found is not None else ""
                 if self.state.best_step == step:

@@ -1,0 +1,88 @@
+"""`edgegen distill TEACHER --student 0.25x --data data/`: teach a smaller model what a larger one says."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from edgegen.cli import options
+from edgegen.cli.finetune import (
+    Batch,
+    Epochs,
+    MaxMinutes,
+    MaxTokens,
+    MicroBatch,
+    Packed,
+    Patience,
+    Rate,
+    Seed,
+    Steps,
+    show_training,
+)
+from edgegen.cli.render import training_progress
+
+
+def distill(
+    teacher: Annotated[str, typer.Argument(help="A checkpoint's folder, or a hub id.", show_default=False)],
+    student: Annotated[
+        str,
+        typer.Option(
+            "--student", help="A checkpoint; a share like 0.25x, or layers=4,hidden=128: derived from TEACHER."
+        ),
+    ],
+    data: Annotated[str, typer.Option("--data", "-d", help="A built data set, or a file of examples.")],
+    out: options.Out = "student",
+    loss: Annotated[str, typer.Option("--loss", help="forward, reverse, skew, skew-reverse or js.")] = "skew",
+    alpha: Annotated[float, typer.Option("--alpha", help="Skew, or the teacher's share of js.")] = 0.1,
+    temperature: Annotated[float, typer.Option("--temperature", help="Of both distributions.")] = 1.0,
+    labels: Annotated[float, typer.Option("--labels", help="Share of the data's own answers in the loss.")] = 0.1,
+    top: Annotated[
+        int, typer.Option("--top", help="Keep so many of the teacher's likeliest tokens on disk; 0: ask it live.")
+    ] = 0,
+    on_policy: Annotated[float, typer.Option("--on-policy", help="Share of steps on the student's own answers.")] = 0.0,
+    sequence_level: Annotated[
+        bool, typer.Option("--sequence-level", help="Learn the teacher's answers, not its distributions.")
+    ] = False,
+    epochs: Epochs = 3.0,
+    steps: Steps = None,
+    batch: Batch = 16,
+    micro_batch: MicroBatch = 0,
+    rate: Rate = None,
+    max_tokens: MaxTokens = None,
+    packed: Packed = False,
+    patience: Patience = 3,
+    seed: Seed = 0,
+    max_minutes: MaxMinutes = 0.0,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Distill a smaller model from a teacher. The same command goes on where a killed one was.
+
+    A derived student keeps the teacher's most active dimensions, heads and channels, and layers at even distances.
+    """
+    with training_progress(quiet, "Distilling") as told:
+        from edgegen.sdk import tuning
+        from edgegen.tune.distill import Distilling
+
+        how = Distilling(loss=loss, alpha=alpha, temperature=temperature, labels=labels, top=top, on_policy=on_policy)
+        training = tuning.distill(
+            teacher,
+            student=student,
+            data=data,
+            out=out,
+            how=how,
+            sequence_level=sequence_level,
+            epochs=epochs,
+            steps=steps,
+            batch=batch,
+            rate=rate,
+            max_tokens=max_tokens,
+            told=told,
+            micro_batch=micro_batch,
+            packed=packed,
+            patience=patience,
+            seed=seed,
+            max_seconds=60 * max_minutes,
+        )
+    show_training(training, out=out, json=json)
