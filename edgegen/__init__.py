@@ -25,6 +25,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 _PUBLIC = {
+    "build_data": "edgegen.sdk.data",
     "finetune": "edgegen.sdk.tuning",
     "distill": "edgegen.sdk.tuning",
     "compress": "edgegen.sdk.pipeline",

@@ -5,6 +5,7 @@ Every command raises `EdgegenError`; here, and only here, an error becomes one l
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from typing import Annotated
@@ -15,6 +16,7 @@ from edgegen import __version__
 from edgegen.cli import (
     bench,
     compress,
+    data,
     deploy,
     device,
     distill,
@@ -42,6 +44,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(profiles.app, name="profiles", help="List devices, show one, or measure this machine.")
+app.add_typer(data.app, name="data")
 app.command("finetune")(finetune.finetune)
 app.command("distill")(distill.distill)
 app.command("plan")(plan.plan)
@@ -86,6 +89,8 @@ def main() -> None:
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    for name in ("torchao", "torch.utils._pytree"):  # what a library says on import, of processors that are not here
+        logging.getLogger(name).setLevel(logging.ERROR)
     try:
         app(prog_name="edgegen")
     except EdgegenError as error:

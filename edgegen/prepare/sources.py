@@ -16,7 +16,7 @@ import json
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from edgegen.errors import ConfigError, NetworkError
 from edgegen.records.data import Example
@@ -56,6 +56,49 @@ def read_examples(source: str, *, max_rows: int = 50_000) -> list[Example]:
     else:
         raise ConfigError(f"{source}: no such data file", hint=_formats())
     return rows[:max_rows]
+
+
+class Numbered(NamedTuple):
+    """A row with where it stands."""
+
+    source: str
+    """Name of the file or data set."""
+    number: int
+    """In it, from 1."""
+    columns: dict[str, Any]
+    example: Example
+
+
+def read_numbered(source: str, *, max_rows: int) -> Iterator[Numbered]:
+    """The rows of a source one by one, with all that they say.
+
+    Raises:
+        ConfigError, NetworkError: as `read_examples`.
+    """
+    path = Path(source).expanduser()
+    if path.is_dir():
+        files = sorted(p for p in path.rglob("*") if p.suffix.lower() in (*_READERS, *_PLAIN) and p.is_file())
+        if not files:
+            raise ConfigError(f"{path}: no data files in it", hint=_formats())
+        found = (row for file in files for row in read_numbered(str(file), max_rows=max_rows))
+        yield from itertools.islice(found, max_rows)
+        return
+    if not path.is_file() or path.suffix.lower() in _PLAIN:
+        for number, example in enumerate(read_examples(source, max_rows=max_rows), 1):
+            yield Numbered(path.name if path.is_file() else source, number, {}, example)
+        return
+    if path.suffix.lower() not in _READERS or path.stat().st_size == 0:
+        list(_read_file(path, max_rows))  # says what is wrong
+    kept: list[Row] = []
+
+    def noted(rows: Iterator[Row]) -> Iterator[Row]:
+        for row in rows:
+            kept[:] = [row]
+            yield row
+
+    rows = noted(itertools.islice(_READERS[path.suffix.lower()](path), max_rows))
+    for example in _examples(rows, str(path)):
+        yield Numbered(path.name, kept[0][0], kept[0][1], example)
 
 
 def _formats() -> str:

@@ -14,8 +14,10 @@ import msgspec
 
 from edgegen.common.codec import digest_record
 from edgegen.errors import ConfigError
+from edgegen.prepare.built import example_of, is_built, open_dataset, read_rows
 from edgegen.prepare.sources import read_examples
 from edgegen.records.data import DataRef, Example
+from edgegen.records.dataset import SPLITS
 
 MIN_ROWS = 8
 _HELDOUT_PER_MILLE = 250
@@ -32,12 +34,44 @@ class Split(msgspec.Struct, frozen=True):
 def prepare_data(source: str | None) -> Split:
     """Read and split a source; without one, edgegen's own generic text.
 
+    Of a built data set `train` calibrates, and `validation` and `test` are held out.
+
     Raises:
         ConfigError: unreadable, or fewer than 8 distinct rows.
     """
     if source is None:
         return split_examples(generic_examples(), "generic", generic=True)
+    if is_built(source):
+        return _of_built(source)
     return split_examples(read_examples(source), source)
+
+
+def _of_built(folder: str) -> Split:
+    """
+    Raises:
+        ConfigError: one side has fewer than 2 rows.
+    """
+    dataset = open_dataset(folder)
+    # A row that was repeated to even out classes counts once here.
+    parts = {name: tuple({row.id: row for row in read_rows(folder, name)}.values()) for name in SPLITS}
+    calibration = tuple(example_of(row) for row in parts["train"])
+    heldout = tuple(example_of(row) for name in ("validation", "test") for row in parts[name])
+    if min(len(calibration), len(heldout)) < 2:
+        raise ConfigError(
+            f"{folder}: {len(calibration)} rows to calibrate and {len(heldout)} to judge on; 2 of each are needed",
+            hint="Build it with larger splits.",
+        )
+    rows = (*calibration, *heldout)
+    ref = DataRef(
+        source=folder,
+        digest=dataset.digest,
+        rows=len(rows),
+        calibration_rows=len(calibration),
+        heldout_rows=len(heldout),
+        characters=sum(len(content_of(row)) for row in rows),
+        kind=dataset.kind,
+    )
+    return Split(ref=ref, calibration=calibration, heldout=heldout)
 
 
 def generic_examples() -> list[Example]:
