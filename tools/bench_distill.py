@@ -4,7 +4,7 @@ Both start from the same derived weights, see the same rows in the same order fo
 judged on the same held-out requests: share of calls that are exactly right, and cross entropy of the right answer.
 Each seed draws its own rows and order. The margin is the mean of the seeds' differences with its 95 % interval (t).
 
-    python tools/bench_distill.py --steps 600 --json distill.json
+    python tools/bench_distill.py --json distill.json
 """
 
 from __future__ import annotations
@@ -143,15 +143,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the benchmark and print its table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--student", default="0.25x", help="share of the teacher's parameters, or sizes")
-    parser.add_argument("--rows", type=int, default=8000, help="training rows of each seed")
-    parser.add_argument("--steps", type=int, default=600, help="steps of each run")
+    parser.add_argument("--rows", type=int, default=400, help="training rows of each seed")
+    parser.add_argument("--steps", type=int, default=300, help="steps of each run")
     parser.add_argument("--batch", type=int, default=32, help="rows a step")
     parser.add_argument("--rate", type=float, default=2e-3, help="highest learning rate")
     parser.add_argument("--seeds", type=int, default=3, choices=range(3, 7), help="runs of each kind")
     parser.add_argument("--judge", type=int, default=200, help="held-out requests")
-    parser.add_argument("--loss", default="skew", help="divergence")
+    parser.add_argument("--loss", default="forward", help="divergence")
     parser.add_argument("--labels", type=float, default=0.1, help="share of labels when distilling")
-    parser.add_argument("--temperature", type=float, default=1.0, help="of both distributions")
+    parser.add_argument("--temperature", type=float, default=2.0, help="of both distributions")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
     parser.add_argument("--json", type=Path, help="where the figures go")
     options = parser.parse_args(argv)

@@ -2,8 +2,8 @@
 
 The example compresses a real model, so one has to exist that is small enough to ship and good enough that a
 loss of quality shows. This tool makes it from the grammar in `examples/smart_home/grammar.py` alone: no
-download, a fixed seed, and a checkpoint from which an interrupted run resumes. The finished folder loads with
-`AutoModelForCausalLM` and `AutoTokenizer`. The run ends with the accuracy on held-out requests.
+download, a fixed seed, and the loop that fine-tuning uses, so that an interrupted run goes on. The finished folder
+loads with `AutoModelForCausalLM` and `AutoTokenizer`. The run ends with the accuracy on held-out requests.
 
     python tools/train_teacher.py --out examples/smart_home/teacher --rows 128000 --steps 2000 --seed 7
 """
@@ -14,21 +14,24 @@ import argparse
 import importlib.util
 import itertools
 import json
-import math
-import random
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
 
+import numpy as np
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from torch.nn import functional
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.utils import logging
+
+from edgegen.common.codec import digest_record
+from edgegen.errors import EdgegenError
+from edgegen.training.batches import Item
+from edgegen.training.loop import fit
+from edgegen.training.options import Options
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 GRAMMAR = REPOSITORY / "examples" / "smart_home" / "grammar.py"
@@ -49,14 +52,6 @@ CHAT_TEMPLATE = (
     "{%- endfor -%}"
     "{%- if add_generation_prompt -%}{{ '<|assistant|>' }}{%- endif -%}"
 )
-
-
-@dataclass(frozen=True)
-class Example:
-    """One tokenized row: token ids and the index of the first token of the answer."""
-
-    tokens: list[int]
-    answer_start: int
 
 
 def load_grammar() -> ModuleType:
@@ -136,7 +131,7 @@ def build_model(tokenizer: PreTrainedTokenizerFast, layers: int) -> LlamaForCaus
     return LlamaForCausalLM(config)
 
 
-def tokenize_rows(rows: Sequence[Any], tokenizer: PreTrainedTokenizerFast) -> list[Example]:
+def tokenize_rows(rows: Sequence[Any], tokenizer: PreTrainedTokenizerFast) -> list[Item]:
     """Tokenizes one-turn chats.
 
     Args:
@@ -144,101 +139,20 @@ def tokenize_rows(rows: Sequence[Any], tokenizer: PreTrainedTokenizerFast) -> li
         tokenizer: The teacher's tokenizer.
 
     Returns:
-        One example per row.
+        One item per row: tokens of the answer weigh 1, those of the request `USER_WEIGHT`.
     """
     prompts = [f"{USER}{row['messages'][0]['content']}{ASSISTANT}" for row in rows]
     answers = [f"{row['messages'][1]['content']}{END}" for row in rows]
     prompt_ids = tokenizer(prompts, add_special_tokens=False)["input_ids"]
     answer_ids = tokenizer(answers, add_special_tokens=False)["input_ids"]
-    return [Example(prompt + answer, len(prompt)) for prompt, answer in zip(prompt_ids, answer_ids, strict=True)]
-
-
-def batches(examples: Sequence[Example], size: int, seed: int) -> Iterator[list[Example]]:
-    """Yields batches of similar length for ever, in an order that depends on the seed alone.
-
-    Args:
-        examples: Training examples.
-        size: Examples per batch.
-        seed: Seed of the order.
-
-    Yields:
-        Lists of `size` examples. One epoch shows every example at most once.
-    """
-    rng = random.Random(seed)
-    while True:
-        order = list(range(len(examples)))
-        rng.shuffle(order)
-        order.sort(key=lambda index: len(examples[index].tokens))
-        starts = list(range(0, max(len(order) - size, 0) + 1, size))
-        rng.shuffle(starts)
-        for start in starts:
-            yield [examples[index] for index in order[start : start + size]]
-
-
-def batch_loss(model: LlamaForCausalLM, batch: Sequence[Example], pad_id: int) -> torch.Tensor:
-    """Computes the weighted next-token loss of one batch.
-
-    Args:
-        model: Model in training.
-        batch: Examples; they are padded on the right, which causal attention never sees.
-        pad_id: Token id of the padding.
-
-    Returns:
-        Scalar mean cross-entropy in nats per weighted token. Tokens of the answer weigh 1, those of the
-        request `USER_WEIGHT` and padding 0.
-    """
-    length = max(len(example.tokens) for example in batch)
-    tokens = torch.full((len(batch), length), pad_id)
-    weights = torch.zeros(len(batch), length)
-    for index, example in enumerate(batch):
-        tokens[index, : len(example.tokens)] = torch.tensor(example.tokens)
-        weights[index, : example.answer_start] = USER_WEIGHT
-        weights[index, example.answer_start : len(example.tokens)] = 1.0
-    logits = model(input_ids=tokens[:, :-1], use_cache=False).logits
-    losses = functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="none")
-    target_weights = weights[:, 1:].flatten()
-    return (losses * target_weights).sum() / target_weights.sum()
-
-
-def learning_rate(step: int, steps: int, peak: float) -> float:
-    """Gives the learning rate of a step: a linear warm-up, then a cosine down to a fiftieth of the peak."""
-    warmup = min(WARMUP_STEPS, max(steps // 10, 1))
-    if step < warmup:
-        return peak * (step + 1) / warmup
-    progress = (step - warmup) / max(steps - warmup, 1)
-    return peak * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
-
-
-def make_optimizer(model: LlamaForCausalLM, rate: float) -> torch.optim.AdamW:
-    """Builds AdamW with weight decay on the matrices only."""
-    matrices = [parameter for parameter in model.parameters() if parameter.dim() > 1]
-    vectors = [parameter for parameter in model.parameters() if parameter.dim() <= 1]
-    groups = [{"params": matrices, "weight_decay": 0.05}, {"params": vectors, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.95))
-
-
-def train_step(
-    model: LlamaForCausalLM, optimizer: torch.optim.Optimizer, batch: Sequence[Example], rate: float
-) -> float:
-    """Takes one optimiser step, with the gradient clipped to norm 1.
-
-    Args:
-        model: Model in training; changed in place.
-        optimizer: Its optimiser.
-        batch: Examples of the step.
-        rate: Learning rate of the step.
-
-    Returns:
-        The loss before the step, in nats per weighted token.
-    """
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-    loss = batch_loss(model, batch, model.config.pad_token_id)
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-    optimizer.step()
-    return float(loss.item())
+    items = []
+    for index, (prompt, answer) in enumerate(zip(prompt_ids, answer_ids, strict=True)):
+        counts = np.ones(len(prompt) + len(answer), dtype=bool)
+        counts[-1] = False
+        shares = np.full(len(counts), USER_WEIGHT, dtype=np.float32)
+        shares[len(prompt) - 1 :] = 1.0
+        items.append(Item(np.array(prompt + answer, dtype=np.int64), counts, index=index, shares=shares))
+    return items
 
 
 def save_teacher(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
@@ -264,13 +178,6 @@ def save_teacher(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, ou
     tokenizer.backend_tokenizer.no_padding()  # judging pads, and the setting would be saved
     tokenizer.save_pretrained(out)
     (out / "model.safetensors").chmod(0o644)
-
-
-def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Writes a checkpoint so that an interruption leaves the old one or the new one, never half a file."""
-    partial = path.with_name(path.name + ".partial")
-    torch.save(state, partial)
-    partial.replace(path)
 
 
 def exact_match(
@@ -319,7 +226,7 @@ def exact_match(
 
 
 def train(options: argparse.Namespace) -> float:
-    """Trains, saves and judges the teacher.
+    """Trains, saves and judges the teacher; cut off, the same command goes on.
 
     Args:
         options: Parsed command line.
@@ -328,55 +235,47 @@ def train(options: argparse.Namespace) -> float:
         Exact-match accuracy in [0, 1] on held-out requests.
 
     Raises:
-        ValueError: If the options contradict each other or the checkpoint.
+        ConfigError: If the training diverges.
     """
     logging.disable_progress_bar()
     torch.set_num_threads(options.threads)
     torch.manual_seed(options.seed)
-    checkpoint: Path = options.checkpoint or options.out.with_name(options.out.name + ".ckpt")
-    if options.resume and not checkpoint.is_file():
-        raise ValueError(f"--resume: there is no checkpoint at {checkpoint}")
     grammar = load_grammar()
     rows = list(grammar.generate(options.rows, options.seed, "train"))
     tokenizer = train_tokenizer([message["content"] for row in rows[:TOKENIZER_ROWS] for message in row["messages"]])
-    examples = tokenize_rows(rows, tokenizer)
+    items = tokenize_rows(rows, tokenizer)
     model = build_model(tokenizer, options.layers)
-    optimizer = make_optimizer(model, options.rate)
-    first = 0
-    if options.resume:
-        state = torch.load(checkpoint, weights_only=True)
-        if state["rows"] != options.rows or state["seed"] != options.seed or state["batch"] != options.batch:
-            raise ValueError("--resume needs the --rows, --seed and --batch of the checkpoint")
-        if state["step"] > options.steps:
-            raise ValueError(f"the checkpoint is already at step {state['step']}, past --steps {options.steps}")
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        first = state["step"]
     heldout = list(grammar.generate(options.judge, HELDOUT_SEED, "heldout"))
-    options.out.mkdir(parents=True, exist_ok=True)
-    checkpoint.parent.mkdir(parents=True, exist_ok=True)
-
-    def save(step: int) -> None:
-        state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step}
-        save_checkpoint(checkpoint, {**state, "rows": options.rows, "seed": options.seed, "batch": options.batch})
-        save_teacher(model, tokenizer, options.out)
-
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    mean_length = sum(len(example.tokens) for example in examples) / len(examples)
-    print(f"{len(examples)} rows, {mean_length:.1f} tokens each; {parameters} parameters", flush=True)
-    stream = itertools.islice(batches(examples, options.batch, options.seed), first, options.steps)
+    mean_length = sum(len(item.ids) for item in items) / len(items)
+    print(f"{len(items)} rows, {mean_length:.1f} tokens each; {parameters} parameters", flush=True)
+    wanted = Options(
+        steps=options.steps,
+        batch=options.batch,
+        rate=options.rate,
+        warmup=min(WARMUP_STEPS, max(options.steps // 10, 1)) / options.steps,
+        least_rate=0.02,
+        weight_decay=0.05,
+        max_tokens=CONTEXT,
+        seed=options.seed,
+        evaluate_every=options.save_every,
+    )
+    identity = digest_record([options.rows, options.seed, options.batch, options.steps, options.rate, options.layers])
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    model.train()
     with Progress(*columns) as progress:
-        task = progress.add_task("training", total=options.steps, completed=first)
-        for step, batch in enumerate(stream, start=first):
-            loss = train_step(model, optimizer, batch, learning_rate(step, options.steps, options.rate))
-            progress.update(task, advance=1, description=f"loss {loss:.4f}")
-            if (step + 1) % options.save_every == 0 and step + 1 < options.steps:
-                save(step + 1)
-                accuracy, _ = exact_match(model, tokenizer, heldout[:50], grammar)
-                print(f"step {step + 1}: loss {loss:.4f}, {accuracy:.0%} of 50 held-out calls exact", flush=True)
-    save(options.steps)
+        task = progress.add_task("training", total=options.steps)
+        fitted = fit(
+            model,
+            items,
+            [],
+            wanted,
+            options.out.with_name(options.out.name + ".training"),
+            identity=identity,
+            progress=lambda done, steps, words: progress.update(task, completed=done, description=words),
+        )
+    print(f"{fitted.tokens_per_s:,.0f} tokens of answers and requests a second", flush=True)
+    options.out.mkdir(parents=True, exist_ok=True)
+    save_teacher(model, tokenizer, options.out)
     shipped = LlamaForCausalLM.from_pretrained(options.out, dtype=torch.float32)
     accuracy, failures = exact_match(shipped, tokenizer, heldout, grammar)
     for request, answer in failures[:20]:
@@ -406,8 +305,6 @@ def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=2, help="CPU threads (default 2)")
     parser.add_argument("--judge", type=int, default=200, help="held-out requests to judge on (default 200)")
     parser.add_argument("--save-every", type=int, default=250, help="steps between checkpoints (default 250)")
-    parser.add_argument("--checkpoint", type=Path, help="checkpoint file (default: OUT with .ckpt added)")
-    parser.add_argument("--resume", action="store_true", help="continue from the checkpoint")
     options = parser.parse_args(argv)
     for name in ("rows", "steps", "batch", "layers", "threads", "judge", "save_every"):
         if getattr(options, name) < 1:
@@ -425,7 +322,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the tool and returns the process exit code."""
     try:
         train(parse_options(argv))
-    except (ValueError, OSError) as error:
+    except (EdgegenError, ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

@@ -31,11 +31,20 @@ class Item(msgspec.Struct, frozen=True):
     """Of each of its counted predictions."""
     index: int = 0
     """Its place among all items: what a teacher said of it is kept under this number."""
+    shares: NDArray[np.float32] | None = None
+    """(L,): what each counted prediction weighs besides; None: all alike."""
 
     @property
     def tokens(self) -> int:
         """Predictions that count."""
         return int(self.counts.sum())
+
+    @property
+    def mass(self) -> float:
+        """What they weigh together."""
+        if self.shares is None:
+            return self.tokens * self.weight
+        return float(self.shares[self.counts].sum()) * self.weight
 
 
 class Batch(msgspec.Struct, frozen=True):
@@ -107,6 +116,8 @@ def collate(rows: Sequence[Sequence[Item]], *, packed: bool) -> Batch:
             end = start + len(item.ids)
             ids[number, start:end] = torch.from_numpy(item.ids)
             weights[number, start:end] = torch.from_numpy(item.counts).float() * item.weight
+            if item.shares is not None:
+                weights[number, start:end] *= torch.from_numpy(item.shares)
             positions[number, start:end] = torch.arange(end - start)
             documents[number, start:end] = which
             start = end
@@ -181,7 +192,7 @@ class Order:
         if epoch != self._epoch:
             self._epoch, self._starts = epoch, self._arranged(epoch)
         chosen = [self._rows[number] for number in self._starts[place]]
-        total = sum(item.tokens * item.weight for row in chosen for item in row)
+        total = sum(item.mass for row in chosen for item in row)
         mine = chosen[self._process :: self._processes]
         return (collate(mine, packed=self._packed) if mine else None), total
 

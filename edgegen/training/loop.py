@@ -123,7 +123,7 @@ def heldout_loss(model: Any, items: Sequence[Item], accelerator: Any = None, los
     processes, rank = (accelerator.num_processes, accelerator.process_index) if accelerator else (1, 0)
     device = accelerator.device if accelerator else next(model.parameters()).device
     total = torch.zeros(2, dtype=torch.float64, device=device)
-    plain = [msgspec.structs.replace(item, weight=1.0) for item in items]
+    plain = [msgspec.structs.replace(item, weight=1.0, shares=None) for item in items]
     ordered = sorted(plain, key=lambda item: (len(item.ids), item.index))[rank::processes]
     was_training = model.training
     model.eval()
