@@ -26,6 +26,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 _PUBLIC = {
     "build_data": "edgegen.sdk.data",
+    "load_chain": "edgegen.sdk.chain",
+    "run_chain": "edgegen.sdk.chain",
     "finetune": "edgegen.sdk.tuning",
     "distill": "edgegen.sdk.tuning",
     "compress": "edgegen.sdk.pipeline",

@@ -98,7 +98,8 @@ def main() -> None:
     except (KeyboardInterrupt, SystemExit) as stop:  # typer turns the first into the second
         if isinstance(stop, SystemExit) and stop.code != 130:
             raise
-        goes_on = "; the same command goes on where this one was" if sys.argv[1:2] in _RESUMED else ""
+        resumed = sys.argv[1:2] in _RESUMED or (sys.argv[1:2] == ["run"] and sys.argv[2].endswith(".toml"))
+        goes_on = "; the same command goes on where this one was" if resumed else ""
         sys.stderr.write(f"\nstopped{goes_on}\n")
         sys.exit(130)
     except BrokenPipeError:

@@ -1,4 +1,4 @@
-"""`edgegen run BUILD "prompt"`: ask an artifact, or talk with it in the terminal."""
+"""`edgegen run BUILD "prompt"`: ask an artifact, or talk with it in the terminal; a pipeline's file runs its steps."""
 
 from __future__ import annotations
 
@@ -24,7 +24,10 @@ _HELP = "/reset forgets the conversation, /quit (or Ctrl-D) leaves, Ctrl-C stops
 
 def run(
     build: Annotated[
-        str, typer.Argument(help="What `edgegen compress` wrote, or an artifact's folder.", show_default=False)
+        str,
+        typer.Argument(
+            help="What `edgegen compress` wrote, an artifact's folder, or a pipeline's TOML file.", show_default=False
+        ),
     ],
     prompt: Annotated[
         str | None,
@@ -52,10 +55,23 @@ def run(
     threads: Annotated[
         int | None, typer.Option("--threads", help="Threads; else the artifact's own number, if there are cores.")
     ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Of a pipeline: show what would be done, and do nothing.")
+    ] = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Run an artifact on its runtime: an answer, or an encoder's vector, on stdout, its speed on stderr."""
+    """Run an artifact on its runtime: an answer, or an encoder's vector, on stdout, its speed on stderr.
+
+    A pipeline's TOML file runs every step from data to bundle that is not done yet.
+    """
+    if build.endswith(".toml"):
+        from edgegen.cli.chain import run_pipeline
+
+        run_pipeline(build, dry_run=dry_run, json=json, quiet=quiet)
+        return
+    if dry_run:
+        raise ConfigError("--dry-run is for pipelines", hint="Give a pipeline's TOML file.")
     if json and prompt is None:
         raise ConfigError("--json needs a prompt", hint="Give one, or - to read it from stdin.")
     from edgegen.cli.embed import embed
