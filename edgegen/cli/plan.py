@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from edgegen.cli import options
-from edgegen.cli.render import progress, write_json
+from edgegen.cli.render import progress, say_learned, write_json
 from edgegen.common.units import format_bytes
 from edgegen.errors import ConfigError, InfeasibleError
 from edgegen.records.plan import Infeasible, Plan
@@ -26,6 +26,7 @@ def plan(
     prefer: options.Prefer = "auto",
     grids: options.Grids = None,
     vocab: options.Vocab = "auto",
+    keep_tokens: options.KeepTokens = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -43,10 +44,12 @@ def plan(
         prefer=prefer,
         grids=grids,
         vocab=vocab,
+        keep_tokens=keep_tokens,
     )
     one, *more = options.targets_of(target)
     if more:
         raise ConfigError("plan looks at one target at a time", hint=f"Write --target {one}.")
+    say_learned(profile, quiet)
     with progress(quiet) as notify:
         from edgegen.sdk import pipeline
 

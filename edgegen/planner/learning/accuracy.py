@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 
 from edgegen.planner.cost import Device, prefill_s, token_parts, token_s_of
-from edgegen.planner.learning.cases import Case, device_for
+from edgegen.planner.learning.cases import Case, Devices
 from edgegen.records.learning import Errors, Point
 from edgegen.records.profile import Profile
 from edgegen.records.target import Target
@@ -26,8 +26,9 @@ def speed_errors(
     old: Profile, new: Profile, targets: Mapping[str, Target], cases: list[Case]
 ) -> tuple[Errors, tuple[Point, ...]]:
     points = []
+    made = [Devices(one, targets) for one in (old, new)]
     for case in cases:
-        before, after = (1 / token_s_of(parts_of(case, device_for(one, targets, case))) for one in (old, new))
+        before, after = (1 / token_s_of(parts_of(case, one.of(case))) for one in made)
         measured = case.seen.tokens_per_s or math.nan
         points.append(
             Point(case.seen.device, case.release.label, case.seen.speed_answers, measured, float(before), float(after))
@@ -45,7 +46,7 @@ def first_token_of(
     together = max(1, int(min(case.release.settings.ubatch_tokens, prompt)))
 
     def first_s(profile: Profile) -> float:
-        device = device_for(profile, targets, case)
+        device = Devices(profile, targets).of(case)
         return prompt * prefill_s(case.terms, device, together=together) + token_s_of(parts_of(case, device))
 
     return case.seen.ttft_s, first_s(old), first_s(new)

@@ -47,6 +47,8 @@ class Change(msgspec.Struct, frozen=True):
 
     def number(self, day: str) -> Number:
         note = f"from {self.reports:,} reports of {self.devices} device{'' if self.devices == 1 else 's'}, {day}"
+        if self.why:
+            note = f"{self.why}; {note}"
         if self.carried:
             note = f"carried over from this target's other grids; {note}"
         return Number(float(f"{self.now:.4g}"), "learned", note)
@@ -76,8 +78,8 @@ def usable_cases(
             left["of an encoder"] += count
         elif release.target not in targets or release.target not in profile.targets:
             left["for a target that the profile does not run"] += count
-        elif not _knows_grids(release.terms, targets[release.target]):
-            left["with grids that this edgegen does not know"] += count
+        elif not _knows(release, release.terms, targets[release.target]):
+            left["with grids or settings that this edgegen does not know"] += count
         elif count == 0:
             throttled += max(0, seen.throttled)
         else:
@@ -91,8 +93,10 @@ def usable_cases(
     return cases, dict(left), throttled
 
 
-def _knows_grids(terms: Terms, target: Target) -> bool:
-    return {*terms.weights, *terms.prompt_weights} <= set(target.grid_names)
+def _knows(release: KnownRelease, terms: Terms, target: Target) -> bool:
+    return {*terms.weights, *terms.prompt_weights} <= set(target.grid_names) and (
+        release.settings.kv_type in target.kv_bits and release.settings.threads > 0
+    )
 
 
 def _plausible(seen: Observation, terms: Terms) -> Observation | None:
@@ -123,9 +127,20 @@ def span_of(cases: list[Case]) -> tuple[float, float]:
     return min(case.seen.since_s for case in cases), max(case.seen.until_s for case in cases)
 
 
-def device_for(profile: Profile, targets: Mapping[str, Target], case: Case) -> Device:
-    settings = msgspec.structs.replace(case.release.settings, threads=case.threads)
-    return device_of(profile, targets[case.release.target], settings)
+class Devices:
+    """A profile's coefficients for any case, each made once."""
+
+    def __init__(self, profile: Profile, targets: Mapping[str, Target]) -> None:
+        self._profile, self._targets = profile, targets
+        self._made: dict[tuple[str, int, str], Device] = {}
+
+    def of(self, case: Case) -> Device:
+        settings = case.release.settings
+        key = (case.release.target, case.threads, settings.kv_type)
+        if key not in self._made:
+            wanted = msgspec.structs.replace(settings, threads=case.threads)
+            self._made[key] = device_of(self._profile, self._targets[case.release.target], wanted)
+        return self._made[key]
 
 
 def sigma_of(answers: int) -> float:
@@ -161,11 +176,12 @@ def _plain_settings(target: Target) -> Settings:
     return Settings(context_tokens=1, ubatch_tokens=1, threads=1, kv_type=next(iter(target.kv_bits)))
 
 
-def change_of(was: float | None, now: float, evidence: list[Case], *, carried: bool = False) -> Change:
+def change_of(was: float | None, now: float, evidence: list[Case], *, carried: bool = False, why: str = "") -> Change:
     return Change(
         was=was,
         now=now,
         reports=sum(case.seen.answers for case in evidence),
         devices=len({case.seen.device for case in evidence}),
         carried=carried,
+        why=why,
     )

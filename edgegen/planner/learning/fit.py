@@ -7,9 +7,10 @@ Of measurement i, part j takes T[i, j] seconds by the coefficients of before. Wi
 and θ minimises Σ ρ((ln t_i - ln y_i) / σ_i) + Σ ρ(θ_k / prior_k), with Huber's ρ (1964) in both sums: a measurement
 that is far off pulls with bounded force, and so does a prior that is far off.
 
-The maximum has a kink, so the search starts from several points. A parameter is *identified* when the measurements
-narrow it to less than `_NARROWED` of its prior variance; the least identified is set to 0 and the others are fitted
-again, until all that are left are. So a parameter that nothing was learned about moves by exactly nothing.
+The maximum has a kink, so the search starts from several points. A parameter is *identified* when the measurements take
+`_NARROWED` of its prior variance away, or when nothing else explains them: the least narrowed is set to 0 and the
+others are fitted again; it comes back if that is worse by more than `_AS_GOOD`. So a parameter that nothing was learned
+about moves by exactly nothing.
 """
 
 from __future__ import annotations
@@ -63,16 +64,22 @@ class Fit(msgspec.Struct, frozen=True):
 
 def fit(parts: Parts) -> Fit:
     """The factors that fit best."""
-    count = len(parts.priors)
-    free = np.ones(count, dtype=bool)
+    free = np.ones(len(parts.priors), dtype=bool)
+    needed = np.zeros_like(free)
+    theta, cost = _solve(parts, free)
     while free.any():
-        theta, cost = _solve(parts, free)
-        narrowed = _narrowed(parts, theta, free)
-        least = int(np.argmin(np.where(free, narrowed, np.inf)))
+        narrowed = np.where(free & ~needed, _narrowed(parts, theta, free), np.inf)
+        least = int(np.argmin(narrowed))
         if narrowed[least] >= _NARROWED:
             return Fit(theta, free, _rivals(parts, theta, free, cost))
-        free[least] = False
-    return Fit(np.zeros(count), free, ())
+        fewer = free.copy()
+        fewer[least] = False
+        without = _solve(parts, fewer)
+        if without[1] > cost + _AS_GOOD:
+            needed[least] = True
+        else:
+            free, (theta, cost) = fewer, without
+    return Fit(np.zeros(len(free)), free, ())
 
 
 def predicted_s(parts: Parts, theta: Floats) -> Floats:
@@ -104,6 +111,9 @@ def _shares(parts: Parts, theta: Floats, *, sharpness: float = math.inf) -> Floa
 
 def _solve(parts: Parts, free: NDArray[np.bool_]) -> tuple[Floats, float]:
     """θ and its cost, best of several starts."""
+    if not free.any():
+        data = (np.log(predicted_s(parts, np.zeros(len(free)))) - np.log(parts.measured_s)) / parts.sigmas
+        return np.zeros(len(free)), 0.5 * float((_bent(data, _HUBER_DATA)[0] ** 2).sum())
     from scipy.optimize import least_squares
 
     def whole(some: Floats) -> Floats:
@@ -140,14 +150,15 @@ def _solve(parts: Parts, free: NDArray[np.bool_]) -> tuple[Floats, float]:
 
 
 def _starts(parts: Parts, free: NDArray[np.bool_]) -> list[Floats]:
-    """Where to begin: nothing changed; each side of the maximum as the longer one; both; everything by one factor."""
-    total, reading, kernels, _ = _sides(parts, np.zeros(len(free)))
+    """Where to begin: nothing changed; each side of the maximum as the longer one; both; everything by one factor; and
+    each grid's kernel alone, as the measurements want it in which it is most of the kernels' time."""
+    total, reading, kernels, scaled = _sides(parts, np.zeros(len(free)))
     rest = total - np.maximum(reading, kernels)
     room = np.log(np.maximum(parts.measured_s - rest, 0.01 * parts.measured_s))
 
-    def off(side_s: Floats) -> float:
+    def off(side_s: Floats, where: NDArray[np.bool_] | slice = slice(None)) -> float:
         with np.errstate(divide="ignore"):
-            found = np.median(room - np.log(side_s))
+            found = np.median((room - np.log(side_s))[where])
         return float(np.clip(np.nan_to_num(found), -0.9 * _LARGEST, 0.9 * _LARGEST))
 
     on_reading = np.asarray((parts.mixing[parts.sides == 0] > 0).any(axis=0), dtype=float)
@@ -157,7 +168,12 @@ def _starts(parts: Parts, free: NDArray[np.bool_]) -> list[Floats]:
     on_kernels = np.asarray(counts > least, dtype=float)
     by_reading, by_kernels = off(reading) * on_reading, off(kernels) * on_kernels
     everything = off(np.maximum(reading, kernels)) * (on_reading + on_kernels)
-    return [start[free] for start in (np.zeros(len(free)), by_reading, by_kernels, by_reading + by_kernels, everything)]
+    starts = [np.zeros(len(free)), by_reading, by_kernels, by_reading + by_kernels, everything]
+    for k in np.flatnonzero(free & (counts == 1)):
+        where = scaled @ parts.mixing[:, k] > 0.5 * kernels
+        if where.any():
+            starts.append(off(kernels, where) * np.eye(len(free))[k])
+    return [start[free] for start in starts]
 
 
 def _bent(values: Floats, knee: float) -> tuple[Floats, Floats]:

@@ -11,8 +11,8 @@ from edgegen.planner.cost import prefill_s, token_parts, token_s_of
 from edgegen.planner.learning.cases import (
     Case,
     Change,
+    Devices,
     change_of,
-    device_for,
     keeps_kernel,
     prior_of,
     sigma_of,
@@ -32,11 +32,12 @@ def from_prompts(
         kernels: with what decode speed corrected, which prompt kernels follow where nothing timed them.
     """
     logs, evidence = [], []
+    devices = Devices(kernels, targets)
     for case in cases:
         ttft_s, prompt, speed = case.seen.ttft_s, case.seen.prompt_tokens, case.seen.tokens_per_s
         if ttft_s is None or not prompt or not case.terms.prompt_weights:
             continue
-        device = device_for(kernels, targets, case)
+        device = devices.of(case)
         token_s = 1 / speed if speed else token_s_of(token_parts(case.terms, device, prompt_tokens=1))
         together = max(1.0, min(case.release.settings.ubatch_tokens, prompt))
         dispatch_s = case.terms.layers * device.dispatch_s / together

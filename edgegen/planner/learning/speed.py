@@ -9,14 +9,14 @@ import msgspec
 import numpy as np
 
 from edgegen.catalog.learned import number_at
-from edgegen.planner.cost import token_parts
+from edgegen.planner.cost import Device, token_parts
 from edgegen.planner.learning.cases import (
     BANDWIDTH,
     PRIORS,
     Case,
     Change,
+    Devices,
     change_of,
-    device_for,
     keeps_kernel,
     prior_of,
     sigma_of,
@@ -51,7 +51,8 @@ def from_speed(
         columns += [_Part(f"kernel_ns_per_weight.{grid}", 1, name, grid) for grid in sorted(grids)]
         columns.append(_Part(f"overhead_s_per_layer_token.{name}", 2, name))
         columns.append(_Part(f"attention_s_per_cached_number.{name}", 2, name))
-    seconds = np.array([[_part_s(profile, targets, case, part) for part in columns] for case in cases])
+    devices = Devices(profile, targets)
+    seconds = np.array([[_part_s(devices.of(case), case, part) for part in columns] for case in cases])
     mixing, priors, names = _parameters(profile, targets, cases, columns, seconds)
     parts = Parts(
         seconds=seconds,
@@ -66,10 +67,10 @@ def from_speed(
     return _speed_changes(profile, targets, cases, columns, parts, result)
 
 
-def _part_s(profile: Profile, targets: Mapping[str, Target], case: Case, part: _Part) -> float:
+def _part_s(device: Device, case: Case, part: _Part) -> float:
     if part.target and part.target != case.release.target:
         return 0.0
-    device, terms = device_for(profile, targets, case), case.terms
+    terms = case.terms
     if part.grid:
         return terms.weights.get(part.grid, 0) * device.seconds_per_weight[part.grid] / device.threads
     which = {0: "bandwidth"}.get(part.side) or ("dispatch" if part.key.startswith("overhead") else "attention")
@@ -133,7 +134,7 @@ def _speed_changes(
         was = value_of(profile, targets, part.key, part.target)
         now = was / factors[j] if part.key == BANDWIDTH else was * factors[j]
         own = evidence or [case for case in cases if case.release.target == part.target]
-        changes[part.key] = change_of(was, float(now), own, carried=not evidence)
+        changes[part.key] = change_of(was, float(now), own, carried=not evidence, why=_bound(parts, result, j))
     for target in targets_of(cases):
         changes |= _carried_over(profile, targets[target], cases, columns, parts, result, changes)
     return changes
@@ -175,6 +176,15 @@ def _time_shares(parts: Parts, result: Fit) -> Floats:
     shares[:, parts.sides == 0] *= (reading >= 0.98 * kernels)[:, None]
     shares[:, parts.sides == 1] *= (kernels >= 0.98 * reading)[:, None]
     return shares
+
+
+def _bound(parts: Parts, result: Fit, j: int) -> str:
+    """`at least` for a bandwidth at which reading is nowhere longer than computing: faster would look the same."""
+    if parts.sides[j] != 0:
+        return ""
+    scaled = parts.seconds * np.exp(parts.mixing @ result.theta)
+    reading, kernels = (scaled[:, parts.sides == side].sum(axis=1) for side in (0, 1))
+    return "at least" if (reading <= 1.02 * kernels).all() else ""
 
 
 def _rival_note(known: str, other: str) -> str:
