@@ -42,8 +42,9 @@ def read_observations(tx: Transaction, now_s: float, asked: AskObservations) -> 
     rows = tx.rows(
         "SELECT * FROM (SELECT generations.device, served.release, served.runtime, devices.attributes, at_s, threads, "
         "answer_tokens, prompt_tokens, tokens_per_s, ttft_s, peak_rss_bytes, throttled, ROW_NUMBER() OVER "
-        "(PARTITION BY generations.device, served, threads ORDER BY cursor DESC) AS latest FROM generations "
-        "JOIN served ON served.id = generations.served JOIN devices ON devices.device = generations.device "
+        "(PARTITION BY generations.device, generations.served, threads ORDER BY generations.cursor DESC) AS latest "
+        "FROM generations JOIN served ON served.id = generations.served "
+        "JOIN devices ON devices.device = generations.device "
         f"WHERE at_s >= ? AND at_s <= ? AND error = '' AND stop <> 'error' AND revoked = 0{group}) AS ranked "
         "WHERE latest <= ?",
         *(since_s, until_s, *arguments, max(1, min(asked.each, _MOST_EACH))),

@@ -58,6 +58,21 @@ def test_a_bandwidth_wrong_by_two_is_corrected_from_50_reports(factor: float, so
         assert basis(found)["device.bandwidth_bytes_per_s"] == "measured"
 
 
+@pytest.mark.parametrize("factor", [0.5, 2.0])
+def test_bandwidth_and_kernels_both_called_measured_and_both_wrong(factor: float) -> None:
+    """One release, one device: the prediction is put right, whichever of the two is to blame."""
+    planted = scaled(PROFILE, bandwidth=factor, kernels=1 / factor)
+    sure = msgspec.structs.replace(
+        planted,
+        device=msgspec.structs.replace(
+            planted.device, bandwidth_bytes_per_s=Number(planted.device.bandwidth_bytes_per_s.value, "measured")
+        ),
+        kernel_ns_per_weight={g: Number(n.value, "measured") for g, n in planted.kernel_ns_per_weight.items()},
+    )
+    found = learned(fleet(PROFILE, ONE), sure)
+    assert found.speed.before > 0.4 and found.speed.after < 0.15
+
+
 @pytest.mark.parametrize(
     "truth",
     [

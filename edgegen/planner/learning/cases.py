@@ -19,7 +19,7 @@ _BETWEEN_DEVICES = 0.08
 """Standard deviation of ln(speed) from one device of a kind to the next."""
 _BETWEEN_ANSWERS = 0.2
 """The same from one answer to the next on one device."""
-PRIORS = {"measured": 0.15, "datasheet": 0.5, "assumed": 0.7, "learned": 0.5, "table": 0.5}
+PRIORS = {"measured": 0.25, "datasheet": 0.5, "assumed": 0.7, "learned": 0.5, "table": 0.5}
 """Source → standard deviation of ln(true / stated); `table`: from the target's table for the instruction set."""
 _FASTEST_BUS = 4e12
 """Bytes a second that no processor's memory gives: a report of more is false."""

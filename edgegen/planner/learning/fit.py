@@ -4,12 +4,13 @@ Of measurement i, part j takes T[i, j] seconds by the coefficients of before. Wi
 
     t_i = max(bandwidth, Σ kernels) + Σ other parts,    factor_j = exp(Σ_k M[j, k] θ_k)
 
-and θ minimises Σ ρ((ln t_i - ln y_i) / σ_i) + Σ ρ(θ_k / prior_k), with Huber's ρ (1964) in both sums: a measurement
-that is far off pulls with bounded force, and so does a prior that is far off.
+and θ minimises Σ ρ((ln t_i - ln y_i) / σ_i) + Σ φ(θ_k / prior_k). ρ is Huber's (1964): a measurement that is far off
+pulls with bounded force. φ is Cauchy's, φ(r) = c²/2 ln(1 + r²/c²): a number that is far off was wrong, and the further
+it is, the less it pulls.
 
 The maximum has a kink, so the search starts from several points. A parameter is *identified* when the measurements take
 `_NARROWED` of its prior variance away, or when nothing else explains them: the least narrowed is set to 0 and the
-others are fitted again; it comes back if that is worse by more than `_AS_GOOD`. So a parameter that nothing was learned
+others are fitted again; it comes back if that is worse by more than `_MISSED`. So a parameter that nothing was learned
 about moves by exactly nothing.
 """
 
@@ -23,13 +24,15 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 
-_HUBER_DATA, _HUBER_PRIOR = 1.5, 1.0
-"""In standard deviations: from here on the pull no longer grows."""
+_HUBER, _CAUCHY = 1.5, 1.5
+"""In standard deviations: from here on the pull no longer grows, or falls."""
 _NARROWED = 0.5
 _SHARPNESS = 50.0
 """How near the two sides of the maximum must be for both to count when asking what is identified."""
 _LARGEST = math.log(32.0)
 """No factor is larger, nor smaller than its inverse: more is a fault of the reports, not of a coefficient."""
+_MISSED = 1.0
+"""Rise of the cost from which a parameter was needed: Akaike's criterion."""
 _AS_GOOD = 2.0
 """Another explanation whose cost is not higher by more is as good."""
 
@@ -75,7 +78,7 @@ def fit(parts: Parts) -> Fit:
         fewer = free.copy()
         fewer[least] = False
         without = _solve(parts, fewer)
-        if without[1] > cost + _AS_GOOD:
+        if without[1] > cost + _MISSED:
             needed[least] = True
         else:
             free, (theta, cost) = fewer, without
@@ -113,7 +116,7 @@ def _solve(parts: Parts, free: NDArray[np.bool_]) -> tuple[Floats, float]:
     """θ and its cost, best of several starts."""
     if not free.any():
         data = (np.log(predicted_s(parts, np.zeros(len(free)))) - np.log(parts.measured_s)) / parts.sigmas
-        return np.zeros(len(free)), 0.5 * float((_bent(data, _HUBER_DATA)[0] ** 2).sum())
+        return np.zeros(len(free)), 0.5 * float((_bent(data)[0] ** 2).sum())
     from scipy.optimize import least_squares
 
     def whole(some: Floats) -> Floats:
@@ -128,15 +131,15 @@ def _solve(parts: Parts, free: NDArray[np.bool_]) -> tuple[Floats, float]:
 
     def value(some: Floats) -> Floats:
         data, prior = residuals(some)
-        return np.concatenate([_bent(data, _HUBER_DATA)[0], _bent(prior, _HUBER_PRIOR)[0]])
+        return np.concatenate([_bent(data)[0], _held(prior)[0]])
 
     def slope(some: Floats) -> Floats:
         data, prior = residuals(some)
         shares = _shares(parts, whole(some))[:, free] / parts.sigmas[:, None]
         return np.concatenate(
             [
-                _bent(data, _HUBER_DATA)[1][:, None] * shares,
-                np.diag(_bent(prior, _HUBER_PRIOR)[1] / parts.priors[free]),
+                _bent(data)[1][:, None] * shares,
+                np.diag(_held(prior)[1] / parts.priors[free]),
             ]
         )
 
@@ -176,13 +179,20 @@ def _starts(parts: Parts, free: NDArray[np.bool_]) -> list[Floats]:
     return [start[free] for start in starts]
 
 
-def _bent(values: Floats, knee: float) -> tuple[Floats, Floats]:
+def _bent(values: Floats) -> tuple[Floats, Floats]:
     """Residuals whose squares are twice Huber's ρ, and their derivatives."""
     size = np.abs(values)
-    beyond = size > knee
-    with np.errstate(divide="ignore", invalid="ignore"):
-        bent = np.sqrt(2 * knee * size - knee**2, where=beyond, out=size.copy())
-        return np.sign(values) * bent, np.where(beyond, knee / np.where(beyond, bent, 1.0), 1.0)
+    beyond = size > _HUBER
+    bent = np.where(beyond, np.sqrt(np.maximum(2 * _HUBER * size - _HUBER**2, 0.0)), size)
+    return np.sign(values) * bent, np.where(beyond, _HUBER / np.where(beyond, bent, 1.0), 1.0)
+
+
+def _held(values: Floats) -> tuple[Floats, Floats]:
+    """The same with Cauchy's φ."""
+    scaled = (values / _CAUCHY) ** 2
+    held = _CAUCHY * np.sqrt(np.log1p(scaled))
+    slope = np.where(held > 0, np.abs(values) / (1 + scaled) / np.where(held > 0, held, 1.0), 1.0)
+    return np.sign(values) * held, slope
 
 
 def _narrowed(parts: Parts, theta: Floats, free: NDArray[np.bool_]) -> Floats:
