@@ -6,7 +6,7 @@ import sys
 
 from edgegen.cli import options
 from edgegen.cli.render import progress, say_learned, write_json
-from edgegen.common.units import format_bytes
+from edgegen.common.units import format_bytes, format_seconds
 from edgegen.errors import ConfigError, InfeasibleError
 from edgegen.records.plan import Infeasible, Plan
 
@@ -106,6 +106,8 @@ def _show(plan: Plan) -> None:
         f"{expected.decode_tokens_per_s:.3g} tok/s ({expected.decode_bound}-bound); binding budget: {plan.binding}",
         highlight=False,
     )
+    if expected.load_s is not None:
+        console.print(f"opens in {format_seconds(expected.load_s)}, as devices load now", highlight=False)
     console.print(f"vocabulary: {plan.vocabulary.why}", highlight=False)
     for note in plan.notes:
         console.print(f"! {note}", highlight=False)

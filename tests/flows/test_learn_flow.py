@@ -29,7 +29,7 @@ from edgegen.records.plan import Plan
 from edgegen.records.profile import Number, Profile
 from edgegen.records.report import Report
 from tests.fleet.reported import site_store
-from tests.fleet.site import manifest_bytes
+from tests.fleet.site import manifest_bytes, serving
 from tests.flows.command import make_calm, run_cli
 
 BOARD = "slow-board"
@@ -182,6 +182,29 @@ def test_one_lineage_from_the_plan_to_the_receipt(finished: Path) -> None:
     terms = result.plan.terms
     assert terms is not None and terms.model_bytes == result.plan.prediction.bytes
     assert int(terms.rss_bytes) == result.plan.prediction.rss_bytes
+
+
+@pytest.mark.slow
+def test_over_http_with_an_operators_token(tmp_path: Path, finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_user_profile(board(2e7))
+    plan = load_json(finished / "plan.json", Plan)
+    site = tmp_path / "site"
+    for part in ("metadata", "targets", "blobs"):
+        (site / "repository" / part).mkdir(parents=True)
+    release = fill(site, plan, [100.0] * 30, profile=BOARD)
+    token = run_cli("fleet", "operator", site, "alice").out.strip()
+    with serving(site) as (url, _):
+        refused = run_cli("learn", "--url", url, "--profile", BOARD)
+        assert refused.code == 2 and "an operator's token is needed" in refused.err
+        monkeypatch.setenv("EDGEGEN_FLEET_TOKEN", token)
+        here = run_cli("learn", site, "--profile", BOARD, "--dry-run", "--json")
+        there = run_cli("learn", "--url", url, "--profile", BOARD, "--dry-run", "--json")
+        assert there.code == 0, there.err
+        assert json.loads(there.out) == json.loads(here.out)
+        traced = run_cli("fleet", "trace", url, "pi-1")
+        assert traced.code == 0, traced.err
+        for told in (plan.lineage, plan.model.source, plan.model.digest, release, "kitchen@1.0.0", "38 reported"):
+            assert told in traced.out
 
 
 @pytest.mark.slow

@@ -182,6 +182,9 @@ def test_too_few_reports_are_refused_with_what_was_left_out() -> None:
     other = msgspec.structs.replace(few.rows[0], profile="laptop-x86-16gb", answers=900)
     with pytest.raises(ConfigError, match="900 of another profile, laptop-x86-16gb"):
         learned(msgspec.structs.replace(few, rows=(other,)))
+    escape = msgspec.structs.replace(other, profile="\x1b[31mred\n")
+    with pytest.raises(ConfigError, match="of another profile, �\\[31mred�"):
+        learned(msgspec.structs.replace(few, rows=(escape,)))
     unknown = msgspec.structs.replace(few.rows[0], release="sha256:nothing", answers=900)
     with pytest.raises(ConfigError, match="of a release that the fleet does not know"):
         learned(msgspec.structs.replace(few, rows=(unknown,)))

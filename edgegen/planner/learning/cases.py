@@ -68,7 +68,7 @@ def usable_cases(
         if release is None:
             left["of a release that the fleet does not know"] += count
         elif name and name != profile.name:
-            left[f"of another profile, {name[:64]}"] += count
+            left[f"of another profile, {_harmless(name)}"] += count
         elif not name:
             left["of a device and a release that name no profile"] += count
         elif release.terms is None:
@@ -91,6 +91,11 @@ def usable_cases(
                 threads = seen.threads if seen.threads and 0 < seen.threads <= 1024 else release.settings.threads
                 cases.append(Case(plausible, release, release.terms, threads))
     return cases, dict(left), throttled
+
+
+def _harmless(name: str) -> str:
+    """What a device says, so that it can stand in a message."""
+    return "".join(c if c.isprintable() else "�" for c in name[:64])
 
 
 def _knows(release: KnownRelease, terms: Terms, target: Target) -> bool:
