@@ -36,6 +36,8 @@ _PUBLIC = {
     "verify": "edgegen.sdk.output",
     "bench": "edgegen.sdk.bench",
     "Chat": "edgegen.sdk.chat",
+    "learn": "edgegen.sdk.learning",
+    "restore_vocabulary": "edgegen.sdk.learning",
     "read_result": "edgegen.sdk.output",
     "Result": "edgegen.sdk.output",
     "pack_bundle": "edgegen.sdk.release",

@@ -265,6 +265,7 @@ class Agent:
         current = self.home.current()
         manifest = read_manifest(self.home.release(current)) if current else None
         found = {
+            "profile": self.config.profile,
             "arch": platform.machine(),
             "runtimes": ",".join(installed_runtimes()),
             "agent": edgegen.__version__,

@@ -89,6 +89,9 @@ class AgentConfig(Record, frozen=True):
     home: str = "/var/lib/edgegen"
     device: str = ""
     """Name of this device; empty: its host name."""
+    profile: str = ""
+    """Name of the profile that this device is one of; what it measures then corrects that profile's coefficients
+    (`edgegen learn`). Empty: the one that its release was planned for."""
     serve: Serve = Serve()
     fleet: Fleet = Fleet()
     repository: Repository = Repository()

@@ -188,7 +188,14 @@ def _adapted(light: Manifest, asked: Result, size: int) -> Manifest:
         min_ram_bytes=light.compat.min_ram_bytes + size if light.compat.min_ram_bytes else 0,
     )
     return msgspec.structs.replace(
-        light, kind="adapter", adapter=ADAPTER, compat=compat, golden=asked.golden, reference=asked.reference
+        light,
+        kind="adapter",
+        adapter=ADAPTER,
+        compat=compat,
+        golden=asked.golden,
+        reference=asked.reference,
+        # The adapter is work beside the plan's, and how much the plan does not say.
+        provenance=light.provenance and msgspec.structs.replace(light.provenance, terms=None),
     )
 
 

@@ -122,7 +122,9 @@ def pack_bundle(
             data_digest=plan.data.digest,
             plan_digest=digest_record(plan),
             parent=wanted.parent,
-            lineage=artifact.parent,
+            lineage=artifact.lineage or artifact.parent,
+            profile=plan.profile.name,
+            terms=plan.terms,
         ),
         license=wanted.license,
     )

@@ -27,6 +27,15 @@ SCHEMA = 1
 ARCHES = ("aarch64", "x86_64")
 ISAS = ("neon-inorder", "neon", "neon-dotprod", "neon-i8mm", "avx2", "avx512-vnni")
 
+POSITIVE_TABLES = (
+    "kernel_ns_per_weight",
+    "prefill_ns_per_weight",
+    "overhead_s_per_layer_token",
+    "attention_s_per_cached_number",
+    "load_bytes_per_s",
+)
+"""A profile's tables of numbers that are all above 0."""
+
 Kept = TypeVar("Kept", Profile, Target)
 
 
@@ -165,6 +174,12 @@ def _check_profile(profile: Profile, where: str) -> None:
     _positive(where, "device.cores", device.cores)
     for key, number in _numbers(profile):
         _positive(where, key, number.value)
+    for target, offset in profile.rss_offset_bytes.items():
+        if not abs(offset.value) < device.ram_bytes.value:
+            raise ConfigError(
+                f"{where}: rss_offset_bytes.{target}: {offset.value} is no part of the device's memory",
+                hint="Leave it out for 0.",
+            )
     for name, limit in msgspec.to_builtins(budgets).items():
         if limit is not None:
             _positive(where, f"budgets.{name}", limit, hint="Leave the key out for no limit.")
@@ -229,11 +244,9 @@ def _numbers(profile: Profile) -> Iterator[tuple[str, Number]]:
     device = profile.device
     for name in ("clock_ghz", "ram_bytes", "storage_bytes", "bandwidth_bytes_per_s"):
         yield f"device.{name}", getattr(device, name)
-    for key in ("kernel_ns_per_weight", "prefill_ns_per_weight"):
-        for grid, number in getattr(profile, key).items():
-            yield f"{key}.{grid}", number
-    for target, number in profile.overhead_s_per_layer_token.items():
-        yield f"overhead_s_per_layer_token.{target}", number
+    for key in POSITIVE_TABLES:
+        for entry, number in getattr(profile, key).items():
+            yield f"{key}.{entry}", number
 
 
 def _positive(where: str, key: str, value: float, *, hint: str = "Write a number above 0.") -> None:

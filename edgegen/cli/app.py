@@ -25,6 +25,7 @@ from edgegen.cli import (
     finetune,
     fleet,
     keys,
+    learn,
     pack,
     plan,
     profiles,
@@ -58,6 +59,7 @@ app.command("bench")(bench.bench)
 app.command("deploy")(deploy.deploy)
 app.add_typer(device.app, name="device", help="Set devices up over ssh.")
 app.add_typer(fleet.app, name="fleet", help="Bring releases to many devices: serve, let devices in, steer rollouts.")
+app.command("learn")(learn.learn)
 app.add_typer(
     emulate.app, name="emulate", help="Run artifacts on a device's own processor core: set it up, say what is."
 )

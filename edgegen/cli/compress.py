@@ -7,7 +7,7 @@ import sys
 import typer
 
 from edgegen.cli import options
-from edgegen.cli.render import progress, write_json
+from edgegen.cli.render import progress, say_learned, write_json
 from edgegen.records.bakeoff import BakeOff
 
 
@@ -26,6 +26,7 @@ def compress(
     prefer: options.Prefer = "auto",
     grids: options.Grids = None,
     vocab: options.Vocab = "auto",
+    keep_tokens: options.KeepTokens = None,
     litertlm: options.LiteRtLm = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
@@ -47,9 +48,11 @@ def compress(
         prefer=prefer,
         grids=grids,
         vocab=vocab,
+        keep_tokens=keep_tokens,
     )
     arguments["litertlm"] = litertlm
     targets = options.targets_of(target)
+    say_learned(profile, quiet)
     if len(targets) > 1:
         with progress(quiet) as notify:
             from edgegen.sdk import bakeoff

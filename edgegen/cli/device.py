@@ -30,12 +30,16 @@ def setup(
     ] = "",
     repository: Annotated[str, typer.Option("--repository", help="The repository's URL, without a fleet server.")] = "",
     name: Annotated[str, typer.Option("--name", help="The device's name; else its host name.")] = "",
+    profile: Annotated[
+        str, typer.Option("--profile", "-p", help="Its profile, which its reports correct; else its release's.")
+    ] = "",
     port: Annotated[int, typer.Option("--port", help="Port of the device's local API.")] = 8080,
     folder: Annotated[str | None, typer.Option("--folder", help="Where on the device; /opt/edgegen for root.")] = None,
     service: Annotated[bool, typer.Option("--service/--no-service", help="Write and start a systemd unit.")] = True,
 ) -> None:
     """Install the agent with a runtime, its configuration and a systemd unit; again, it changes only what differs."""
     from edgegen import __version__
+    from edgegen.catalog import load_profile
     from edgegen.push.setup import Setup, set_up_device
 
     wanted = Setup(
@@ -47,6 +51,7 @@ def setup(
         token=os.environ.get("EDGEGEN_ENROL_TOKEN", ""),
         repository=repository,
         device=name,
+        profile=load_profile(profile).name if profile else "",
         serve_port=port,
         service=service,
     )

@@ -262,6 +262,38 @@ def audit(
     _table(rows)
 
 
+@app.command("trace")
+def trace(
+    where: Where,
+    what: Annotated[
+        str,
+        typer.Argument(help="A lineage id, NAME@VERSION, a digest, a device or an answer's id.", show_default=False),
+    ],
+    store: Store = None,
+    json: options.Json = False,
+) -> None:
+    """Show where something comes from: model, data, plan, release, and who runs it."""
+    from edgegen.records.learning import AskTrace
+
+    found = _do(where, store, "trace", AskTrace(what))
+    if json:
+        write_json(found)
+        return
+    for one in found:
+        devices = ", ".join(one.devices) or "none"
+        rows: list[tuple[str, ...]] = [
+            ("lineage", one.lineage or "–", ""),
+            ("model", one.model or "–", one.model_digest),
+            ("data", "", one.data_digest),
+            ("plan", f"for {one.profile}" if one.profile else "", one.plan_digest),
+            ("release", one.label, one.release),
+            ("follows", "", one.parent or "–"),
+            ("runs on", devices, ""),
+            ("answers", f"{one.answers:,} reported", ""),
+        ]
+        _table(rows)
+
+
 def _do(where: str, store: str | None, operation: str, asked: Any) -> Any:
     from edgegen.fleet.operate import open_fleet
 

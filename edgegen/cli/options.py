@@ -47,6 +47,13 @@ Grids = Annotated[str | None, typer.Option("--grids", help="Allow only these num
 Vocab = Annotated[
     str, typer.Option("--vocab", help="auto (drop tokens that your data does not use), keep, or a number.")
 ]
+KeepTokens = Annotated[
+    str | None,
+    typer.Option(
+        "--keep-tokens",
+        help="File of tokens that stay in a trimmed vocabulary, as edgegen learn --vocabulary writes it.",
+    ),
+]
 LiteRtLm = Annotated[
     bool, typer.Option("--litertlm", help="Also pack the LiteRT artifact as model.litertlm, for LiteRT-LM.")
 ]
@@ -81,6 +88,7 @@ def arguments(
     prefer: str,
     grids: str | None,
     vocab: str,
+    keep_tokens: str | None = None,
 ) -> dict[str, Any]:
     """The command line's words as the SDK's arguments.
 
@@ -100,4 +108,5 @@ def arguments(
         "prefer": prefer,
         "grids": tuple(grid.strip().lower() for grid in grids.split(",") if grid.strip()) if grids else None,
         "vocab": vocab,
+        "keep_tokens": keep_tokens,
     }

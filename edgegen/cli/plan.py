@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 
 from edgegen.cli import options
-from edgegen.cli.render import progress, write_json
-from edgegen.common.units import format_bytes
+from edgegen.cli.render import progress, say_learned, write_json
+from edgegen.common.units import format_bytes, format_seconds
 from edgegen.errors import ConfigError, InfeasibleError
 from edgegen.records.plan import Infeasible, Plan
 
@@ -26,6 +26,7 @@ def plan(
     prefer: options.Prefer = "auto",
     grids: options.Grids = None,
     vocab: options.Vocab = "auto",
+    keep_tokens: options.KeepTokens = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -43,10 +44,12 @@ def plan(
         prefer=prefer,
         grids=grids,
         vocab=vocab,
+        keep_tokens=keep_tokens,
     )
     one, *more = options.targets_of(target)
     if more:
         raise ConfigError("plan looks at one target at a time", hint=f"Write --target {one}.")
+    say_learned(profile, quiet)
     with progress(quiet) as notify:
         from edgegen.sdk import pipeline
 
@@ -103,6 +106,8 @@ def _show(plan: Plan) -> None:
         f"{expected.decode_tokens_per_s:.3g} tok/s ({expected.decode_bound}-bound); binding budget: {plan.binding}",
         highlight=False,
     )
+    if expected.load_s is not None:
+        console.print(f"opens in {format_seconds(expected.load_s)}, as devices load now", highlight=False)
     console.print(f"vocabulary: {plan.vocabulary.why}", highlight=False)
     for note in plan.notes:
         console.print(f"! {note}", highlight=False)

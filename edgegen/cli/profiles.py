@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from edgegen.catalog.learned import learned_notes
 from edgegen.common.units import format_bytes
 
 if TYPE_CHECKING:
@@ -120,6 +121,13 @@ def describe(profile: Profile) -> str:
     ]
     for target, overhead in profile.overhead_s_per_layer_token.items():
         lines.append(_line(f"dispatch ({target})", f"{overhead.value * 1e6:.3g} us per block and token", overhead))
+    for target, attention in profile.attention_s_per_cached_number.items():
+        lines.append(_line(f"attention ({target})", f"{attention.value * 1e9:.3g} ns per number", attention))
+    for target, offset in profile.rss_offset_bytes.items():
+        sign = "-" if offset.value < 0 else "+"
+        lines.append(_line(f"memory beside ({target})", f"{sign}{format_bytes(abs(offset.value))}", offset))
+    for target, loading in profile.load_bytes_per_s.items():
+        lines.append(_line(f"loading ({target})", f"{format_bytes(loading.value)}/s", loading))
     lines += ["", "  budgets"]
     lines += [f"    {key:<22}{text}" for key, text in _budget_texts(profile)] or ["    none"]
     work = profile.workload
@@ -135,6 +143,11 @@ def describe(profile: Profile) -> str:
             batched = profile.prefill_ns_per_weight.get(grid)
             text = f"{number.value:.4f}" + (f" / {batched.value:.4f}" if batched else "")
             lines.append(_line(f"  {grid}", text, number))
+    prompts = {g: n for g, n in profile.prefill_ns_per_weight.items() if g not in profile.kernel_ns_per_weight}
+    if prompts:
+        lines += ["", "  prompt kernels, ns per weight and token on one core"]
+        lines += [_line(f"  {grid}", f"{number.value:.4f}", number) for grid, number in prompts.items()]
+    lines += [f"\n  {line}" for line in learned_notes(profile)]
     if profile.notes:
         lines += ["", f"  {profile.notes}"]
     return "\n".join(lines)

@@ -111,6 +111,20 @@ def _lines(stage: str, state: str, done: int, total: int) -> None:
         sys.stderr.write(f"{words}{' (done before)' if state == 'skipped' else ' …'}\n")
 
 
+def say_learned(profile: str, quiet: bool) -> None:
+    """One line on stderr where a profile's coefficients were learned from devices.
+
+    Raises:
+        ConfigError: no such profile.
+    """
+    if quiet:
+        return
+    from edgegen.catalog import learned_notes, load_profile
+
+    for line in learned_notes(load_profile(profile)):
+        sys.stderr.write(f"{line}\n")
+
+
 def write_json(record: Any) -> None:
     """A record as JSON on stdout."""
     from edgegen.common.codec import encode_json

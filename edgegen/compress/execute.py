@@ -61,7 +61,13 @@ def compress_model(
         files = _write_companions(plan, folder, config, kept, building)
         packed, digest = _write_weights(plan, source, kept, building / "weights.bin", progress)
         record = Compressed(
-            schema=1, summary=plan.summary, tensors=packed, digest=digest, steps=steps_of(plan), files=files
+            schema=1,
+            summary=plan.summary,
+            tensors=packed,
+            digest=digest,
+            steps=steps_of(plan),
+            files=files,
+            lineage=plan.lineage,
         )
         save_json(building / "compressed.json", record)
     return record

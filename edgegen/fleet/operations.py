@@ -13,11 +13,13 @@ from edgegen.errors import ConfigError
 from edgegen.fleet import rollouts
 from edgegen.fleet.audit import read_audit
 from edgegen.fleet.credentials import make_enrolment_token, make_operator
+from edgegen.fleet.observations import read_missing, read_observations, read_trace
 from edgegen.fleet.release import add_release, find_release
 from edgegen.fleet.transaction import Transaction
 from edgegen.fleet.views import read_actions, read_devices, read_rollout, read_rollouts
 from edgegen.records.base import Record
 from edgegen.records.deployment import ActionView, AuditEntry, DeviceView, Rollout, Thresholds
+from edgegen.records.learning import AskMissing, AskObservations, AskTrace, Missing, Observations, Trace
 
 
 class Nothing(Record, frozen=True):
@@ -133,6 +135,11 @@ OPERATIONS: dict[str, Operation] = {
         tuple[AuditEntry, ...],
         lambda tx, now_s, who, asked: read_audit(tx, subject=asked.subject, limit=asked.limit),
     ),
+    "observations": Operation(
+        AskObservations, Observations, lambda tx, now_s, who, asked: read_observations(tx, now_s, asked)
+    ),
+    "missing": Operation(AskMissing, Missing, lambda tx, now_s, who, asked: read_missing(tx, now_s, asked)),
+    "trace": Operation(AskTrace, tuple[Trace, ...], lambda tx, now_s, who, asked: read_trace(tx, now_s, asked)),
     "publish": Operation(
         Publish,
         str,

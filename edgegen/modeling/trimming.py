@@ -61,6 +61,7 @@ def measure_options(
     *,
     max_tokens: int,
     window_tokens: int = WINDOW_TOKENS,
+    keep: tuple[str, ...] = (),
 ) -> list[VocabularyOption]:
     """Trimmed vocabularies with their measured cost, largest first.
 
@@ -72,12 +73,14 @@ def measure_options(
         sizes: sizes to try; None: those that the text suggests.
         max_tokens: predictions to score for each.
         window_tokens: longest window; at most the model's context.
+        keep: tokens, or text whose tokens, are never dropped.
 
     Raises:
         UnsupportedError: the tokenizer is not a byte-pair one.
     """
     rows = model.get_input_embeddings().weight.shape[0]
     vocabulary = Vocabulary(folder / "tokenizer.json", rows=rows)
+    vocabulary.keep(keep, lambda text: tokenizer.encode(text, add_special_tokens=False))
     used = leading_rows(tokenizer, examples, max_tokens=max_tokens, window_tokens=window_tokens)
     # The price is measured on rows that the choice did not see, or it would always look free.
     used = used[: max(1, len(examples) // 2)]

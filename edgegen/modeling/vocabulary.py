@@ -14,7 +14,7 @@ import collections
 import json
 import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +82,16 @@ class Vocabulary:
         self._known = frozenset(self._ids.values())
         unknown = model.get("unk_token")
         self.always = frozenset(added | single | ({self._ids[unknown]} if unknown in self._ids else set()))
+
+    def keep(self, strings: Iterable[str], cut: Callable[[str], Iterable[int]]) -> None:
+        """Never drop some tokens either.
+
+        Args:
+            strings: tokens as the vocabulary writes them, or text.
+            cut: text → ids, for strings that are no tokens.
+        """
+        ids = {i for string in strings for i in ([self._ids[string]] if string in self._ids else cut(string))}
+        self.always |= ids & (self._known | self.always)
 
     def ancestors(self, token: int) -> set[int]:
         """The token and everything it is merged from."""

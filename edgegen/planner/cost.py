@@ -15,6 +15,9 @@ An encoder reads a text of L tokens as a whole, as others read a prompt, and has
 
 A table that is both embedding and head is resident twice where the runtime rearranges its grid's weights for the
 matrix kernels. All coefficients come from the target's and the profile's files.
+
+What a model is apart from the device are its `Terms`; what turns them into times are `token_parts` and `prefill_s`.
+`learn` holds measurements against the same two.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ import msgspec
 
 from edgegen.errors import ConfigError
 from edgegen.records.model import ModelSummary, Task, TensorInfo
-from edgegen.records.plan import Prediction, Settings
+from edgegen.records.plan import Prediction, Settings, Terms
 from edgegen.records.profile import Profile
 from edgegen.records.target import Target
 
@@ -58,6 +61,10 @@ class Device(msgspec.Struct, frozen=True):
     """Grid → resident bytes over bytes in the file; 1 where it is not named."""
     read_ratio: dict[str, float] = {}
     """Grid → bytes that decoding reads over bytes in the file; 1 where it is not named."""
+    rss_offset_bytes: float = 0.0
+    """Resident bytes that devices have beyond all the others; may be below 0."""
+    load_bytes_per_s: float | None = None
+    """None: nobody has measured how fast models are opened."""
 
     def resident_bytes(self, grid: str, file_bytes: float) -> float:
         """What one copy of a tensor takes in memory."""
@@ -96,6 +103,9 @@ def device_of(profile: Profile, target: Target, settings: Settings, task: Task =
         prefill[grid.name] = timed.value * 1e-9 if timed else scaled
     overheads = target.overheads_of(task)
     dispatch = profile.overhead_s_per_layer_token.get(target.name)
+    attention = profile.attention_s_per_cached_number.get(target.name)
+    offset = profile.rss_offset_bytes.get(target.name)
+    loading = profile.load_bytes_per_s.get(target.name)
     return Device(
         bandwidth_bytes_per_s=profile.device.bandwidth_bytes_per_s.value,
         threads=settings.threads,
@@ -106,7 +116,11 @@ def device_of(profile: Profile, target: Target, settings: Settings, task: Task =
         bytes_per_ubatch_head_context=overheads.buffer_bytes_per_ubatch_head_context,
         rearranged=frozenset(g.name for g in target.grids if isa in g.repacked_isas),
         dispatch_s=dispatch.value if dispatch else overheads.seconds_per_layer_token / clock,
-        seconds_per_cached_number=overheads.cycles_per_cached_number / (clock * 1e9),
+        seconds_per_cached_number=(
+            attention.value if attention else overheads.cycles_per_cached_number / (clock * 1e9)
+        ),
+        rss_offset_bytes=offset.value if offset else 0.0,
+        load_bytes_per_s=loading.value if loading else None,
         process_bytes=overheads.process_bytes,
         fixed_buffer_bytes=overheads.fixed_buffer_bytes,
         bytes_per_ubatch_hidden=overheads.buffer_bytes_per_ubatch_hidden,
@@ -148,7 +162,79 @@ def constant_rss(summary: ModelSummary, settings: Settings, device: Device) -> f
         + summary.vocab_size * device.bytes_per_vocab_entry
         + ubatch * summary.vocab_size * device.bytes_per_ubatch_vocab
         + ubatch * summary.heads * settings.context_tokens * device.bytes_per_ubatch_head_context
+        + device.rss_offset_bytes
     )
+
+
+def terms_of(
+    summary: ModelSummary,
+    settings: Settings,
+    device: Device,
+    grids: dict[str, str],
+    tensor_bytes: dict[str, int],
+    *,
+    overhead_bytes: int,
+) -> Terms:
+    """What a choice is apart from the device's speed; arguments as `predict`."""
+    weights: dict[str, int] = {}
+    prompt: dict[str, int] = {}
+    for t in summary.tensors:
+        grid = grids[t.name]
+        if is_read(summary, t.role):
+            weights[grid] = weights.get(grid, 0) + t.weights
+        if in_prompt(t.role):
+            prompt[grid] = prompt.get(grid, 0) + t.weights
+    resident = overhead_bytes + sum(
+        device.resident_bytes(grids[t.name], tensor_bytes[t.name]) * copies(summary, t, grids[t.name], device)
+        for t in summary.tensors
+    )
+    constant = constant_rss(summary, settings, device) - device.rss_offset_bytes
+    return Terms(
+        layers=summary.layers,
+        read_bytes=sum(
+            device.read_bytes(grids[t.name], tensor_bytes[t.name]) for t in summary.tensors if is_read(summary, t.role)
+        ),
+        weights=weights,
+        prompt_weights=prompt,
+        cached_numbers=_cached_numbers(summary, settings, device),
+        model_bytes=overhead_bytes + sum(tensor_bytes.values()),
+        rss_bytes=constant + device.resident_fraction * resident,
+        task=summary.task,
+    )
+
+
+def token_parts(terms: Terms, device: Device, *, prompt_tokens: int) -> dict[str, float]:
+    """What one decoded token takes, seconds: `bandwidth` or `kernels`, whichever is longer, and all the others.
+
+    An encoder decodes nothing: of it, what one token of a text of `prompt_tokens` takes.
+    """
+    if terms.task == "encoder":
+        return {
+            "kernels": _kernels_s(terms.prompt_weights, device.prefill_seconds_per_weight, device.threads),
+            "dispatch": terms.layers * device.dispatch_s / max(1, prompt_tokens),
+        }
+    return {
+        "bandwidth": terms.read_bytes / device.bandwidth_bytes_per_s,
+        "kernels": _kernels_s(terms.weights, device.seconds_per_weight, device.threads),
+        "dispatch": terms.layers * device.dispatch_s,
+        "attention": terms.cached_numbers * device.seconds_per_cached_number / device.threads,
+    }
+
+
+def token_s_of(parts: dict[str, float]) -> float:
+    """The parts of a token put together."""
+    rest = sum(seconds for part, seconds in parts.items() if part not in ("bandwidth", "kernels"))
+    return max(parts.get("bandwidth", 0.0), parts["kernels"]) + rest
+
+
+def prefill_s(terms: Terms, device: Device, *, together: int) -> float:
+    """Seconds for each token of a prompt, read in pieces of `together` tokens."""
+    kernels = _kernels_s(terms.prompt_weights, device.prefill_seconds_per_weight, device.threads)
+    return kernels + terms.layers * device.dispatch_s / max(1, together)
+
+
+def _kernels_s(weights: dict[str, int], seconds_per_weight: dict[str, float], threads: int) -> float:
+    return sum(count * seconds_per_weight[grid] for grid, count in weights.items()) / threads
 
 
 def predict(
@@ -171,46 +257,24 @@ def predict(
         kl: nats per token, as estimated elsewhere.
         prompt_tokens: length of the prompt that time to first token is for.
     """
-    total = overhead_bytes + sum(tensor_bytes.values())
-    read = sum(
-        device.read_bytes(grids[t.name], tensor_bytes[t.name]) for t in summary.tensors if is_read(summary, t.role)
-    )
-    kernels = sum(
-        t.weights * device.seconds_per_weight[grids[t.name]] for t in summary.tensors if is_read(summary, t.role)
-    )
-    prompt = sum(
-        t.weights * device.prefill_seconds_per_weight[grids[t.name]] for t in summary.tensors if in_prompt(t.role)
-    )
-    resident = overhead_bytes + sum(
-        device.resident_bytes(grids[t.name], tensor_bytes[t.name]) * copies(summary, t, grids[t.name], device)
-        for t in summary.tensors
-    )
-    dispatch_s = summary.layers * device.dispatch_s
-    together = prompt_tokens if summary.task == "encoder" else min(settings.ubatch_tokens, prompt_tokens)
-    prefill_s = prompt / device.threads + dispatch_s / max(1, together)
-    if summary.task == "encoder":
-        # Nothing is decoded: its tokens are those that it reads, and a text takes as long as its tokens do.
-        parts = {"kernels": prompt / device.threads, "dispatch": dispatch_s / max(1, prompt_tokens)}
-        token_s, first_s = sum(parts.values()), prompt_tokens * prefill_s
-    else:
-        parts = {
-            "bandwidth": read / device.bandwidth_bytes_per_s,
-            "kernels": kernels / device.threads,
-            "dispatch": dispatch_s,
-            "attention": attention_s(summary, settings, device),
-        }
-        token_s = max(parts["bandwidth"], parts["kernels"]) + parts["attention"] + dispatch_s
-        first_s = prompt_tokens * prefill_s + token_s
+    terms = terms_of(summary, settings, device, grids, tensor_bytes, overhead_bytes=overhead_bytes)
+    parts = token_parts(terms, device, prompt_tokens=prompt_tokens)
+    encoder = summary.task == "encoder"
+    each_s = prefill_s(terms, device, together=prompt_tokens if encoder else min(settings.ubatch_tokens, prompt_tokens))
+    token_s = token_s_of(parts)
+    # An encoder's text takes as long as its tokens do; of others the first token comes after the prompt.
+    first_s = prompt_tokens * each_s + (0.0 if encoder else token_s)
     weights = sum(t.weights for t in summary.tensors)
     return Prediction(
-        bytes=total,
+        bytes=terms.model_bytes,
         kl=kl,
-        rss_bytes=int(constant_rss(summary, settings, device) + device.resident_fraction * resident),
+        rss_bytes=max(0, int(terms.rss_bytes + device.rss_offset_bytes)),
         decode_tokens_per_s=1 / token_s,
-        prefill_tokens_per_s=1 / prefill_s,
+        prefill_tokens_per_s=1 / each_s,
         ttft_ms=1000 * first_s,
         bits_per_weight=8 * sum(tensor_bytes.values()) / weights,
         decode_bound=max(parts, key=lambda part: parts[part]),
+        load_s=terms.model_bytes / device.load_bytes_per_s if device.load_bytes_per_s else None,
     )
 
 

@@ -8,9 +8,9 @@ import msgspec
 import numpy as np
 
 from edgegen.planner.allocate import Budget, allocate, allocate_evenly
-from edgegen.planner.cost import predict
+from edgegen.planner.cost import predict, terms_of
 from edgegen.planner.problem import Problem, VocabularyCase, budget_rows, column, first_token_s, tensors_of, token_s
-from edgegen.records.plan import Prediction
+from edgegen.records.plan import Prediction, Terms
 
 _NO_BUDGETS: frozenset[str] = frozenset()
 _SPEED_ROOM = 1e-6
@@ -66,6 +66,18 @@ def prediction_of(problem: Problem, solution: Solution, kl: float) -> Prediction
         overhead_bytes=solution.case.overhead_bytes,
         kl=kl,
         prompt_tokens=problem.workload.prompt_tokens,
+    )
+
+
+def terms_of_solution(problem: Problem, solution: Solution) -> Terms:
+    """What a solution is apart from the device."""
+    return terms_of(
+        solution.case.summary,
+        problem.settings,
+        problem.device,
+        solution.grids,
+        solution.tensor_bytes,
+        overhead_bytes=solution.case.overhead_bytes,
     )
 
 

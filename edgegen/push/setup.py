@@ -63,6 +63,8 @@ class Setup:
     """The repository's URL, where there is no fleet server."""
     device: str = ""
     """The device's name; empty: its host name."""
+    profile: str = ""
+    """Name of the profile that it is one of; empty: the one that its release was planned for."""
     serve_port: int = 8080
     service: bool = True
     """Whether a systemd unit is written and started."""
@@ -167,6 +169,8 @@ def _config(places: Places, wanted: Setup) -> str:
     lines.append(f"home = {json.dumps(places.home)}")
     if wanted.device:
         lines.append(f"device = {json.dumps(wanted.device)}")
+    if wanted.profile:
+        lines.append(f"profile = {json.dumps(wanted.profile)}")
     lines += ["", "[serve]", f"port = {wanted.serve_port}"]
     if wanted.fleet:
         lines += ["", "[fleet]", f"url = {json.dumps(wanted.fleet)}"]

@@ -39,6 +39,8 @@ class Artifact(Record, frozen=True):
     task: Task = "causal"
     """Whether the runtime continues text with it or turns text into vectors."""
     notes: tuple[str, ...] = ()
+    lineage: str = ""
+    """The plan's."""
 
     @property
     def model_bytes(self) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import msgspec
 
-from edgegen.records.plan import Settings
+from edgegen.records.plan import Settings, Terms
 
 MANIFEST_SCHEMA = 1
 
@@ -96,7 +96,12 @@ class Provenance(Signed, frozen=True):
     parent: str = ""
     """Digest of the manifest that this release follows, empty for the first."""
     lineage: str = ""
-    """One id from model to report."""
+    """One id from model to report: the plan's."""
+    profile: str = ""
+    """Name of the profile that it was planned for."""
+    terms: Terms | None = None
+    """What the plan's prediction is made of: reports of speed and memory are held against it. None where it does not
+    hold, as with an adapter."""
 
 
 class Manifest(Signed, frozen=True):

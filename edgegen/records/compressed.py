@@ -35,5 +35,7 @@ class Compressed(Record, frozen=True):
     files: tuple[str, ...]
     """Files beside `weights.bin` that travel into the artifact."""
     notes: tuple[str, ...] = ()
+    lineage: str = ""
+    """The plan's."""
     shared: dict[str, str] = {}
     """Tensor that is not stored → the stored tensor whose weights it uses too."""

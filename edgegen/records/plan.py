@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from edgegen.records.base import Record
 from edgegen.records.data import DataRef
 from edgegen.records.model import ModelRef, ModelSummary, Task
@@ -75,6 +77,31 @@ class Prediction(Record, frozen=True):
     """Over all weights of the exported model, file headers excluded."""
     decode_bound: str
     """What limits decoding: `bandwidth`, `kernels` or `dispatch`."""
+    load_s: float | None = None
+    """Time to open the model, where devices have told how fast they load."""
+
+
+class Terms(msgspec.Struct, frozen=True):
+    """How much work the planned model is, apart from the device: what a device's coefficients turn into time and
+    memory (see `planner.cost`), so that a measurement can be held against any coefficients.
+
+    It travels in signed manifests, where unknown keys are passed over.
+    """
+
+    layers: int
+    read_bytes: float
+    """That decoding one token reads."""
+    weights: dict[str, int]
+    """Grid → weights that a decoded token is multiplied with."""
+    prompt_weights: dict[str, int]
+    """Grid → weights that each token of a prompt is multiplied with."""
+    cached_numbers: float
+    """Keys and values of the whole context."""
+    model_bytes: int
+    """Of the model's files."""
+    rss_bytes: float
+    """As predicted without anything learned."""
+    task: Task = "causal"
 
 
 class FrontPoint(Record, frozen=True):
@@ -129,3 +156,8 @@ class Plan(Record, frozen=True):
     notes: tuple[str, ...] = ()
     seconds: float = 0.0
     """Wall time that planning took."""
+    terms: Terms | None = None
+    """What the prediction is made of; None in plans of before it was written down."""
+    lineage: str = ""
+    """One id from the model to what devices report: the digest of everything that decides the artifact. The artifact,
+    the receipt and the release's provenance repeat it."""

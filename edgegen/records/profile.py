@@ -84,6 +84,32 @@ class Workload(Record, frozen=True):
     """0: as many as the device has cores."""
 
 
+class Before(Record, frozen=True):
+    """A number that was changed."""
+
+    key: str
+    """Where it stands: `device.bandwidth_bytes_per_s`, or a table and its entry like `kernel_ns_per_weight.q8_0`."""
+    number: Number | None = None
+    """What stood there; None: nothing did."""
+
+
+class Learned(Record, frozen=True):
+    """What devices reported and what it changed. `[learned]`; written by `edgegen learn`, taken back by `--reset`."""
+
+    reports: int
+    """Answers that were looked at."""
+    devices: int
+    releases: int
+    since: str
+    """Day of the first of them, ISO 8601."""
+    until: str
+    speed_error_before: float
+    """Median over devices and releases of |predicted / measured - 1| of decode speed, with the numbers of before."""
+    speed_error: float
+    """With those of now, over the same measurements."""
+    before: tuple[Before, ...]
+
+
 class Profile(Record, frozen=True):
     """A device and the budgets that fit it. File: `profiles/NAME.toml`."""
 
@@ -101,4 +127,12 @@ class Profile(Record, frozen=True):
     """As `kernel_ns_per_weight`, for each token of a micro-batch of 64 prompt tokens."""
     overhead_s_per_layer_token: dict[str, Number] = {}
     """Target → dispatch time per block and token where measured; overrides the target's."""
+    attention_s_per_cached_number: dict[str, Number] = {}
+    """Target → core seconds for each number of the whole context's cache and decoded token, of runtimes that read all
+    of it; overrides the target's."""
+    rss_offset_bytes: dict[str, Number] = {}
+    """Target → resident bytes beyond what the target's overheads add up to; may be below 0."""
+    load_bytes_per_s: dict[str, Number] = {}
+    """Target → bytes of a model's files that are opened in a second."""
+    learned: Learned | None = None
     notes: str = ""

@@ -7,7 +7,8 @@ from typing import Literal
 from edgegen.records.base import Record
 from edgegen.records.model import Task
 
-Source = Literal["measured", "datasheet", "assumed"]
+Source = Literal["measured", "datasheet", "assumed", "learned"]
+"""Where a number comes from; `learned`: from what devices reported (`edgegen learn`)."""
 
 
 class GridFacts(Record, frozen=True):

@@ -179,13 +179,13 @@ class _Run:
 
 
 def _plan(run: _Run, job: Job, wanted: Wanted) -> Plan:
-    folder, grids, vocab = run.folder, wanted.grids, wanted.vocab
-    measuring = {**job.identity, "grids": grids, "vocab": vocab}
+    folder, grids, vocab, keep = run.folder, wanted.grids, wanted.vocab, wanted.keep
+    measuring = {**job.identity, "grids": grids, "vocab": vocab, **({"keep": keep} if keep else {})}
     run.stage(
         "measure",
         measuring,
         ("measured.json", "importance.npz", "vocabularies.npz"),
-        lambda tell: stages.measure(job, folder, grids=grids, vocab=vocab, progress=tell),
+        lambda tell: stages.measure(job, folder, grids=grids, vocab=vocab, keep=keep, progress=tell),
     )
     planning = {
         "measured": measuring,

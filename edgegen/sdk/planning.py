@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from edgegen.catalog import learned_notes
+from edgegen.common.codec import digest_record
 from edgegen.modeling.load import open_tokenizer
 from edgegen.modeling.sensitivity import fitting_grids
 from edgegen.modeling.simulate import rounded_model
@@ -26,7 +28,7 @@ from edgegen.planner.cost import device_of
 from edgegen.planner.explain import binding_budget, choices_of
 from edgegen.planner.plan import KL_MARGIN, Planned
 from edgegen.planner.problem import Problem, VocabularyCase
-from edgegen.planner.solve import Solution, front, prediction_of
+from edgegen.planner.solve import Solution, front, prediction_of, terms_of_solution
 from edgegen.records.compressed import PackedTensor
 from edgegen.records.measured import Measured
 from edgegen.records.model import HEAD_BIAS, ModelSummary, TensorInfo
@@ -182,7 +184,7 @@ def plan_of(job: Job, planned: Planned, measured: Measured, budgets: Budgets, pr
     problem, solution = planned.problem, planned.solution
     prediction = prediction_of(problem, solution, planned.kl)
     choice = solution.case.choice
-    return Plan(
+    plan = Plan(
         schema=1,
         model=job.subject.ref,
         summary=solution.case.summary,
@@ -200,9 +202,11 @@ def plan_of(job: Job, planned: Planned, measured: Measured, budgets: Budgets, pr
         front=_front_points(problem, prediction, choice),
         calibration={**measured.factors, "joint": problem.kl_scale},
         binding=binding_budget(problem, prediction, choice.kl, KL_MARGIN),
-        notes=(*job.subject.notes, *measured.notes, *_budget_notes(job, budgets)),
-        seconds=seconds,
+        notes=(*job.subject.notes, *measured.notes, *_budget_notes(job, budgets), *learned_notes(job.profile)),
+        terms=terms_of_solution(problem, solution),
     )
+    # Digested before what changes from one run to the next comes in.
+    return msgspec.structs.replace(plan, lineage=digest_record(plan), seconds=seconds)
 
 
 def _budget_notes(job: Job, budgets: Budgets) -> list[str]:

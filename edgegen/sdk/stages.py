@@ -45,13 +45,20 @@ _PROMPTS_SMALL, _PROMPTS_LARGE, _SMALL_PARAMETERS = 64, 8, 60_000_000
 
 
 def measure(
-    job: Job, folder: Path, *, grids: tuple[str, ...] | None, vocab: str, progress: Progress | None = None
+    job: Job,
+    folder: Path,
+    *,
+    grids: tuple[str, ...] | None,
+    vocab: str,
+    keep: tuple[str, ...] = (),
+    progress: Progress | None = None,
 ) -> Measured:
     """Price grids and vocabularies on calibration text; writes measured.json, importance.npz, vocabularies.npz.
 
     Args:
         grids: candidates named by the user; None: what the target plans with.
         vocab: `auto`, `keep`, or a number of tokens.
+        keep: tokens, or text whose tokens, stay in a trimmed vocabulary.
 
     Raises:
         ConfigError: an unknown grid or a bad `vocab`.
@@ -75,7 +82,7 @@ def measure(
     sensitivity = measure_sensitivity(
         subject.model, job.source, statistics, reference, scored, job.target, grids, progress=progress
     )
-    options, notes = subject.vocabularies(vocab)
+    options, notes = subject.vocabularies(vocab, keep)
     _save_arrays(folder / "importance.npz", statistics.importance)
     _save_arrays(folder / "vocabularies.npz", {str(o.choice.size): o.kept for o in options if o.kept is not None})
     measured = Measured(

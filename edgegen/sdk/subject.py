@@ -93,11 +93,12 @@ class Subject:
         return self.task.statistics(self.model, self.summary, self._calibration)
 
     @functools.cache  # noqa: B019 - a subject lives as long as its command
-    def vocabularies(self, vocab: str) -> tuple[list[VocabularyOption], list[str]]:
+    def vocabularies(self, vocab: str, keep: tuple[str, ...] = ()) -> tuple[list[VocabularyOption], list[str]]:
         """The whole vocabulary, and trimmed ones where the user's data says what is needed; with notes.
 
         Args:
             vocab: `auto`, `keep`, or a number of tokens.
+            keep: tokens, or text whose tokens, stay whatever the data says.
 
         Raises:
             ConfigError: another word.
@@ -121,6 +122,7 @@ class Subject:
                 None if vocab == "auto" else [vocab_number(vocab)],
                 max_tokens=SCORED_TOKENS // 2,
                 window_tokens=self.window_tokens,
+                keep=keep,
             )
         except UnsupportedError as error:
             if vocab != "auto":

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TypedDict
 
 import msgspec
 
 from edgegen.catalog import load_profile
+from edgegen.common.codec import decode_json, read_bytes
 from edgegen.errors import ConfigError, UnsupportedError
+from edgegen.records.learning import Restore
 from edgegen.records.model import Task
 from edgegen.records.profile import Budgets, Profile
 
@@ -34,6 +37,9 @@ class Wishes(TypedDict, total=False):
     """Allowed number grids; None: what the target plans with."""
     vocab: str
     """`auto` (the default), `keep`, or a number of tokens."""
+    keep_tokens: str | Path | tuple[str, ...] | None
+    """Tokens, or text whose tokens, stay in a trimmed vocabulary: a tuple, or a file that `edgegen learn --vocabulary`
+    wrote, or one with a JSON list, or with a line for each."""
     litertlm: bool
     """Whether the LiteRT artifact is also packed as one `.litertlm` file, for LiteRT-LM."""
 
@@ -47,6 +53,8 @@ class Wanted(msgspec.Struct, frozen=True):
     grids: tuple[str, ...] | None
     vocab: str
     litertlm: bool = False
+    keep: tuple[str, ...] = ()
+    """Tokens that stay in a trimmed vocabulary, sorted."""
     given: frozenset[str] = frozenset()
     """Budgets that are not the profile's own."""
 
@@ -110,8 +118,38 @@ def resolve(profile: str | Profile, targets: tuple[str, ...], wishes: Wishes) ->
         grids=wishes.get("grids"),
         vocab=wishes.get("vocab", "auto"),
         litertlm=wishes.get("litertlm", False),
+        keep=read_kept_tokens(wishes.get("keep_tokens")),
         given=frozenset(given),
     )
+
+
+def read_kept_tokens(keep: str | Path | tuple[str, ...] | None) -> tuple[str, ...]:
+    """Tokens, sorted, each once.
+
+    Raises:
+        ConfigError: a file that cannot be read, or with nothing in it.
+    """
+    if keep is None:
+        return ()
+    if isinstance(keep, tuple):
+        return tuple(sorted(set(keep)))
+    data = read_bytes(Path(keep))
+    try:
+        text = data.decode()
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"{keep}: not UTF-8 text", hint="Name a file that edgegen learn --vocabulary wrote."
+        ) from error
+    found: tuple[str, ...]
+    if text.lstrip().startswith("{"):
+        found = decode_json(data, Restore, where=str(keep)).tokens
+    elif text.lstrip().startswith("["):
+        found = decode_json(data, tuple[str, ...], where=str(keep))
+    else:
+        found = tuple(line for line in text.splitlines() if line)
+    if not found:
+        raise ConfigError(f"{keep}: names no token", hint="Leave --keep-tokens out.")
+    return tuple(sorted(set(found)))
 
 
 def fit_task(wanted: Wanted, task: Task) -> Wanted:

@@ -155,6 +155,7 @@ def verify_artifact(
             "model": plan.model.digest,
             "data": plan.data.digest,
             "artifact": next(f.digest for f in artifact.files if f.path == artifact.model),
+            **({"lineage": artifact.lineage} if artifact.lineage else {}),
         },
         artifact_bytes=artifact.model_bytes,
         notes=(*plan.notes, *artifact.notes, *unverified, *_notes(plan, target, quality, vectors, is_device)),

@@ -45,6 +45,7 @@ def test_a_rollout_reaches_the_agent_and_a_bad_one_comes_back(tmp_path: Path) ->
             (tmp_path / "ticket").write_text(ticket)
             fleet = ["[fleet]", f'url = "{url}"', f'enrol_token_file = "{tmp_path / "ticket"}"', "poll_s = 0.5"]
             config = configure(tmp_path / "device", keys, *fleet)
+            config.write_text(f'profile = "raspberry-pi-4-4gb"\n{config.read_text()}')
             home = config.parent / "home"
             with running(config):
                 _await(lambda: desk.do("devices"))
@@ -62,6 +63,7 @@ def test_a_rollout_reaches_the_agent_and_a_bad_one_comes_back(tmp_path: Path) ->
                 assert device.action.reason == "golden"
                 assert device.running == good.digest
                 assert device.attributes["model"] == "toy-1.0.0"
+                assert device.attributes["profile"] == "raspberry-pi-4-4gb"
     finally:
         desk.database.close()
 

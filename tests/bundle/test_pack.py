@@ -15,6 +15,7 @@ from edgegen.bundle.pack import write_bundle
 from edgegen.common.codec import load_json
 from edgegen.errors import ConfigError, UnsupportedError
 from edgegen.records.artifact import Artifact
+from edgegen.records.plan import Plan
 from edgegen.runtime.llamacpp import LlamaCpp
 from edgegen.runtime.registry import runtime_for
 from edgegen.sdk.release import next_version, product_name
@@ -47,6 +48,10 @@ def test_a_bundle_names_everything_that_a_device_needs(made: Path, finished: Pat
     assert {"model.gguf", "artifact.json", "tokenizer.json", "report.json"} <= paths
     assert manifest.entry == "model.gguf" and manifest.version == "1.0.0" and manifest.kind == "full"
     assert manifest.provenance is not None and manifest.provenance.model_digest.startswith("sha256:")
+    plan = load_json(finished / "plan.json", Plan)
+    origin = manifest.provenance
+    assert (origin.lineage, origin.terms, origin.profile) == (plan.lineage, plan.terms, plan.profile.name)
+    assert origin.lineage and origin.terms is not None
     assert manifest.compat.runtimes[0] == "llama.cpp" and manifest.compat.runtime_versions.startswith(">=")
     for file in manifest.files:
         assert (made / "b1" / blob_file(file.digest)).stat().st_size == file.bytes

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from edgegen import __version__
+from edgegen.agent.config import load_config
 from edgegen.errors import ConfigError
 from edgegen.push.setup import Setup, set_up_device
 
@@ -33,7 +34,14 @@ def test_a_bare_machine_is_set_up_and_then_left_alone(device: str, wheel: Path, 
     root = tmp_path / "root.json"
     root.write_text('{"signed": {}}')
     wanted = Setup(
-        runtime="", wheel=wheel, root=root, fleet="https://fleet.example", token="enrol-x", device="pi", service=False
+        runtime="",
+        wheel=wheel,
+        root=root,
+        fleet="https://fleet.example",
+        token="enrol-x",
+        device="pi",
+        profile="raspberry-pi-4-4gb",
+        service=False,
     )
     said: list[str] = []
     done = set_up_device(device, wanted, folder=str(folder), version=__version__, say=said.append)
@@ -41,6 +49,7 @@ def test_a_bare_machine_is_set_up_and_then_left_alone(device: str, wheel: Path, 
     for words in (["-c", "import edgegen"], ["-m", "pip", "check"]):
         subprocess.run([folder / "venv/bin/python", *words], check=True, cwd=tmp_path)
     config = tomllib.loads((folder / "agent.toml").read_text())
+    assert load_config(folder / "agent.toml").profile == "raspberry-pi-4-4gb"
     assert config["device"] == "pi" and config["home"] == f"{folder}/home"
     assert config["fleet"] == {"url": "https://fleet.example", "enrol_token_file": f"{folder}/trust/enrol"}
     assert (folder / "trust/root.json").read_bytes() == root.read_bytes()

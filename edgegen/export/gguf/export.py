@@ -356,6 +356,7 @@ def _describe(folder: Path, compressed: Compressed, layout: _Layout, settings: S
         eos_ids=special.eos_ids,
         add_bos=special.add_bos,
         parent=compressed.digest,
+        lineage=compressed.lineage,
         tokenizer_proof=layout.proof.words,
         task=compressed.summary.task,
         notes=notes,

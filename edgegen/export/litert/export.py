@@ -129,6 +129,7 @@ def export_litert(
             eos_ids=special.eos_ids,
             add_bos=special.add_bos,
             parent=compressed.digest,
+            lineage=compressed.lineage,
             tokenizer_proof=proof,
             task=summary.task,
             notes=compressed.notes,

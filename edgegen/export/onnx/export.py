@@ -121,6 +121,7 @@ def export_onnx(
             eos_ids=special.eos_ids,
             add_bos=special.add_bos,
             parent=compressed.digest,
+            lineage=compressed.lineage,
             tokenizer_proof=proof,
             task=compressed.summary.task,
             notes=(*compressed.notes, *_notes(why, tokens, longest)),
