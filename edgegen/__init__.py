@@ -30,6 +30,7 @@ _PUBLIC = {
     "run_chain": "edgegen.sdk.chain",
     "finetune": "edgegen.sdk.tuning",
     "distill": "edgegen.sdk.tuning",
+    "distill_few": "edgegen.sdk.tuning",
     "compress": "edgegen.sdk.pipeline",
     "plan": "edgegen.sdk.pipeline",
     "bake_off": "edgegen.sdk.bakeoff",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated
 
 import typer
@@ -21,6 +22,8 @@ from edgegen.cli.finetune import (
     show_training,
 )
 from edgegen.cli.render import training_progress
+from edgegen.errors import ConfigError
+from edgegen.records.task import SyntheticReport
 
 
 def distill(
@@ -44,6 +47,12 @@ def distill(
     sequence_level: Annotated[
         bool, typer.Option("--sequence-level", help="Learn the teacher's answers, not its distributions.")
     ] = False,
+    few_shot: Annotated[
+        int, typer.Option("--few-shot", help="Learn from so many real examples, and from what TEACHER makes of them.")
+    ] = 0,
+    task: Annotated[
+        str | None, typer.Option("--task", help="With --few-shot: a TOML file that says how TEACHER is asked.")
+    ] = None,
     epochs: Epochs = 3.0,
     steps: Steps = None,
     batch: Batch = 16,
@@ -61,6 +70,35 @@ def distill(
 
     A derived student keeps the teacher's most active dimensions, heads and channels, and layers at even distances.
     """
+    if bool(few_shot) != (task is not None):
+        raise ConfigError("--few-shot and --task go together", hint="Like --few-shot 32 --task prompts.toml.")
+    if few_shot:
+        with training_progress(quiet, "Distilling") as told:
+            from edgegen.sdk import tuning
+
+            training, report = tuning.distill_few(
+                teacher,
+                student=student,
+                data=data,
+                task=task or "",
+                few=few_shot,
+                out=out,
+                epochs=epochs,
+                steps=steps,
+                batch=batch,
+                rate=rate,
+                max_tokens=max_tokens,
+                told=told,
+                micro_batch=micro_batch,
+                packed=packed,
+                patience=patience,
+                seed=seed,
+                max_seconds=60 * max_minutes,
+            )
+        if not json:
+            show_synthetic(report)
+        show_training(training, out=out, json=json)
+        return
     with training_progress(quiet, "Distilling") as told:
         from edgegen.sdk import tuning
         from edgegen.tune.distill import Distilling
@@ -86,3 +124,20 @@ def distill(
             max_seconds=60 * max_minutes,
         )
     show_training(training, out=out, json=json)
+
+
+def show_synthetic(report: SyntheticReport) -> None:
+    """What a teacher wrote, and what became of it."""
+    lines = [
+        f"synthetic       {report.kept} of {report.asked} examples kept, from {report.seeds} seeds "
+        f"(task {report.version})"
+    ]
+    lines += [f"                {count} dropped: {why}" for why, count in report.dropped.items()]
+    if report.mean_confidence is not None and report.mean_agreement is not None:
+        lines.append(
+            f"                confidence {report.mean_confidence:.2f} nats per token, "
+            f"agreement {report.mean_agreement:.0%}"
+        )
+    if report.distinct2 is not None:
+        lines.append(f"                distinct-2 {report.distinct2:.2f}")
+    sys.stdout.write("\n".join(lines) + "\n")

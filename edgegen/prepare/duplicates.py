@@ -6,34 +6,14 @@ the exact Jaccard similarity of their word 3-grams. Of a cluster the first row s
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
+from edgegen.common.words import jaccard, shingles, words_of
 from edgegen.prepare.stage import Stage, text_of
 from edgegen.records.dataset import Row
 
 _PERMUTATIONS = 128
-_SHINGLE = 3
-_WORD = re.compile(r"\w+")
-
-
-def words_of(text: str) -> list[str]:
-    """Its words, lower case."""
-    return _WORD.findall(text.lower())
-
-
-def shingles(text: str, size: int = _SHINGLE) -> frozenset[str]:
-    """Its runs of `size` words; a shorter text is one run."""
-    words = words_of(text)
-    if len(words) < size:
-        return frozenset([" ".join(words)])
-    return frozenset(" ".join(words[start : start + size]) for start in range(len(words) - size + 1))
-
-
-def jaccard(one: frozenset[str], other: frozenset[str]) -> float:
-    """|A ∩ B| / |A ∪ B|."""
-    return len(one & other) / max(1, len(one | other))
 
 
 def drop_duplicates(rows: Sequence[Row], near: float | None) -> Stage:

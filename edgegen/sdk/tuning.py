@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from edgegen.common.codec import load_toml
 from edgegen.errors import ConfigError, UnsupportedError
 from edgegen.modeling.checkpoint import Checkpoint
 from edgegen.modeling.load import check_model, empty_model, find_model, open_tokenizer, read_config
@@ -13,6 +14,7 @@ from edgegen.modeling.summary import summarize
 from edgegen.prepare.built import example_of, is_built, open_dataset, read_rows
 from edgegen.prepare.split import prepare_data
 from edgegen.records.model import ModelRef, ModelSummary
+from edgegen.records.task import SyntheticReport, Task
 from edgegen.records.training import Training
 from edgegen.sdk.subject import stop_ids
 from edgegen.training.batches import encode, steps_for
@@ -20,6 +22,7 @@ from edgegen.training.options import Options
 from edgegen.tune.adapters import Adapter, require_method
 from edgegen.tune.distill import Distilling, Pupil, require_distilling
 from edgegen.tune.distill import distill as run_distill
+from edgegen.tune.fewshot import teach_few
 from edgegen.tune.finetune import Data
 from edgegen.tune.finetune import finetune as run_finetune
 from edgegen.tune.student import parse_student
@@ -225,5 +228,75 @@ def distill(
         eos_ids=master.eos_ids,
         context_tokens=min(master.summary.context_tokens, learner.summary.context_tokens),
         sequence_level=sequence_level,
+        progress=told,
+    )
+
+
+def distill_few(
+    teacher: str,
+    *,
+    student: str,
+    data: str,
+    task: Task | str,
+    few: int = 32,
+    out: str | Path = "student",
+    epochs: float = 10.0,
+    steps: int | None = None,
+    batch: int = 16,
+    rate: float | None = None,
+    max_tokens: int | None = None,
+    told: Told | None = None,
+    **options: Any,
+) -> tuple[Training, SyntheticReport]:
+    """Teach a student with a few real examples and what a teacher makes of them, and write it to `out`.
+
+    Args:
+        student: as `distill`.
+        data: whose first `few` training rows are the seeds; its validation rows choose the best weights, and are
+            learnt shortly at the end.
+        task: how the teacher is asked, as a record or a TOML file.
+
+    Returns:
+        The run, and what became of the synthetic examples.
+
+    Raises:
+        VerificationError: nothing that the teacher wrote stood up.
+        ConfigError, UnsupportedError, DeviceError, NetworkError: see `edgegen.errors`.
+    """
+    if few < 2:
+        raise ConfigError(f"--few-shot must be at least 2, not {few}")
+    wanted = load_toml(Path(task).expanduser(), Task) if isinstance(task, str) else task
+    place = Path(out).expanduser()
+    master, found = Learner(teacher), learning_data(data)
+    shape = parse_student(student, master.config)
+    learner = master if shape is not None else Learner(student)
+    if steps is None:
+        examples = min(few, len(found.train)) + wanted.synthetic
+        steps = max(1, round(epochs * examples / batch))
+    made = make_options(
+        learner,
+        found,
+        epochs=epochs,
+        steps=steps,
+        batch=batch,
+        rate=rate if rate is not None else 1e-3 if shape is not None else 2e-4,
+        max_tokens=max_tokens,
+        options=options,
+    )
+    return teach_few(
+        master.ref,
+        master.tokenizer,
+        Pupil(
+            ref=None if shape is not None else learner.ref,
+            shape=shape,
+            tokenizer=learner.tokenizer,
+            parameters=learner.summary.parameters,
+        ),
+        found,
+        wanted,
+        teacher_parameters=master.summary.parameters,
+        few=few,
+        options=made,
+        out=place,
         progress=told,
     )

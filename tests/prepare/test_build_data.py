@@ -10,12 +10,13 @@ import pytest
 
 import edgegen
 from edgegen.common.codec import load_json
+from edgegen.common.words import jaccard, shingles
 from edgegen.errors import ConfigError
 from edgegen.prepare.bias import Membership, balance_weights, check_bias
 from edgegen.prepare.build import split_rows
 from edgegen.prepare.built import open_dataset, read_rows
 from edgegen.prepare.clean import clean_rows, normalise
-from edgegen.prepare.duplicates import drop_contaminated, drop_duplicates, jaccard, shingles
+from edgegen.prepare.duplicates import drop_contaminated, drop_duplicates
 from edgegen.prepare.label import kappa, label_rows
 from edgegen.prepare.redact import Redactor, redact_rows
 from edgegen.prepare.split import prepare_data

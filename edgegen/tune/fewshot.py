@@ -1,0 +1,248 @@
+"""Teacher and student with a few real examples, in four steps.
+
+1. A teacher. One that does not follow examples that it is shown first studies them in the task's format.
+2. It writes synthetic examples from few-shot prompts.
+3. They are scored and filtered, and a report says how many went and why (`synthesize`).
+4. The student learns the real and the synthetic examples, then, shortly, the small validation split.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from edgegen.common.codec import digest_record, load_json, save_json
+from edgegen.common.files import building, filling, remove_tree
+from edgegen.errors import VerificationError
+from edgegen.modeling.load import open_model
+from edgegen.records.data import Example
+from edgegen.records.dataset import Row
+from edgegen.records.model import ModelRef
+from edgegen.records.task import SyntheticReport, Task
+from edgegen.records.training import TRAINING_FILE, Training
+from edgegen.training.batches import encode
+from edgegen.training.loop import Progress, fit, make_accelerator
+from edgegen.training.options import Options
+from edgegen.tune.adapters import Adapter, with_trained_parts
+from edgegen.tune.distill import Pupil
+from edgegen.tune.finetune import Data, finished, result_of, training_of
+from edgegen.tune.save import save_model, stored_dtype
+from edgegen.tune.student import derive_student
+from edgegen.tune.synthesize import Made, pairs_of, require_task, shown, synthesize, task_version
+
+SYNTHETIC = "synthetic.jsonl"
+_REPORT = "synthetic.json"
+_ADAPTERS_FROM = 50_000_000
+"""Parameters from which a teacher studies with adapters rather than with all of its weights."""
+
+
+def make_synthetic(
+    teacher: ModelRef,
+    tokenizer: Any,
+    data: Data,
+    task: Task,
+    folder: Path,
+    *,
+    parameters: int,
+    few: int,
+    seed: int,
+    progress: Progress | None = None,
+) -> SyntheticReport:
+    """Steps 1 to 3: synthetic examples of the first `few` training rows, written to `folder`, whole or not at all.
+
+    The same call finds what is there already.
+
+    Raises:
+        ConfigError: too few examples, or a task that cannot be followed.
+        VerificationError: nothing that the teacher wrote stood up.
+    """
+    require_task(task)
+    tell = progress or (lambda done, steps, words: None)
+    seeds = pairs_of(data.train)[:few]
+    identity = digest_record([teacher.digest, seeds, msgspec.to_builtins(task), seed])
+    mark = folder / "identity.json"
+    if mark.is_file() and load_json(mark, str) == identity:
+        return load_json(folder / _REPORT, SyntheticReport)
+    model = open_model(teacher, parameters=parameters)
+    if task.study_steps:
+        model = _study(model, tokenizer, seeds, task, folder, identity, parameters, seed, tell)
+    made, report = synthesize(
+        model,
+        tokenizer,
+        seeds,
+        task,
+        teacher=teacher.source,
+        seed=seed,
+        told=lambda done, of, words: tell(done, of, f"synthetic examples, {words}"),
+    )
+    if not made:
+        gone = ", ".join(f"{count} {why}" for why, count in report.dropped.items())
+        raise VerificationError(
+            f"none of {report.asked} examples that the teacher wrote stood up: {gone}",
+            hint="Relax [filters], set study_steps, or use a stronger teacher.",
+        )
+    with filling(folder) as place:
+        rows = [_row(number, example, report, seeds) for number, example in enumerate(made)]
+        (place / SYNTHETIC).write_bytes(b"".join(msgspec.json.encode(row) + b"\n" for row in rows))
+        save_json(place / _REPORT, report)
+        save_json(place / "identity.json", identity)
+    return report
+
+
+def _study(
+    model: Any,
+    tokenizer: Any,
+    seeds: Sequence[tuple[str, str]],
+    task: Task,
+    folder: Path,
+    identity: str,
+    parameters: int,
+    seed: int,
+    tell: Progress,
+) -> Any:
+    """The teacher after it has learnt the seeds in the task's format, in ever new orders."""
+    dice = np.random.default_rng(seed)
+    context = getattr(model.config, "max_position_embeddings", None) or 512
+    texts = []
+    for _ in range(max(16, 4 * len(seeds))):
+        which = dice.choice(len(seeds), min(task.shots + 1, len(seeds)), replace=False)
+        texts.append(Example(text=shown(task, [seeds[i] for i in which])))
+    options = Options(
+        steps=task.study_steps,
+        batch=8,
+        rate=1e-3 if parameters < _ADAPTERS_FROM else 2e-4,
+        max_tokens=min(1024, context),
+        seed=seed,
+        save_every=task.study_steps,
+    )
+    model = with_trained_parts(model, "full" if parameters < _ADAPTERS_FROM else "lora", Adapter())
+    items = encode(tokenizer, texts, max_tokens=options.max_tokens)
+    work = folder.with_name(folder.name + ".study")
+    fit(
+        model,
+        items,
+        [],
+        options,
+        work,
+        identity=identity,
+        progress=lambda done, of, words: tell(done, of, f"the teacher studies, {words}"),
+    )
+    remove_tree(work)
+    return model.eval().requires_grad_(False)
+
+
+def _row(number: int, made: Made, report: SyntheticReport, seeds: Sequence[tuple[str, str]]) -> Row:
+    return Row(
+        id=digest_record([made.prompt, made.answer]).removeprefix("sha256:")[:16],
+        messages=(("user", made.prompt), ("assistant", made.answer)),
+        completion=True,
+        source=f"{SYNTHETIC}#{number + 1}",
+        made_by=f"{report.teacher}, task {report.task} {report.version}",
+        parents=tuple(digest_record(list(seeds[i])).removeprefix("sha256:")[:16] for i in made.shown),
+    )
+
+
+def read_synthetic(folder: Path, weight: float) -> tuple[Example, ...]:
+    """What was kept, as examples to learn from."""
+    lines = (folder / SYNTHETIC).read_bytes().splitlines()
+    rows = [msgspec.json.decode(line, type=Row) for line in lines]
+    return tuple(Example(messages=row.messages, completion=True, weight=weight) for row in rows)
+
+
+def teach_few(
+    teacher: ModelRef,
+    teacher_tokenizer: Any,
+    pupil: Pupil,
+    data: Data,
+    task: Task,
+    *,
+    teacher_parameters: int,
+    few: int,
+    options: Options,
+    out: Path,
+    progress: Progress | None = None,
+) -> tuple[Training, SyntheticReport]:
+    """All four steps; the student is written to `out`, with the synthetic examples beside it in `synthetic/`.
+
+    Raises:
+        ConfigError, VerificationError: as `make_synthetic`; training that diverged.
+    """
+    synthetic = out.with_name(out.name + ".synthetic")
+    report = make_synthetic(
+        teacher,
+        teacher_tokenizer,
+        data,
+        task,
+        synthetic,
+        parameters=teacher_parameters,
+        few=few,
+        seed=options.seed,
+        progress=progress,
+    )
+    real = tuple(example for example in data.train if example.completion)[:few]
+    made = read_synthetic(synthetic, task.synthetic_weight)
+    who = pupil.ref.digest if pupil.ref else str(pupil.shape)
+    identity = digest_record([teacher.digest, who, data.digest, task_version(task), few, result_of(options)])
+    if (done := finished(out, identity)) is not None:
+        return done, report
+    if pupil.ref is not None:
+        student = open_model(pupil.ref, parameters=pupil.parameters)
+    else:
+        assert pupil.shape is not None
+        master = open_model(teacher, parameters=teacher_parameters)
+        student = derive_student(master, pupil.shape, encode(teacher_tokenizer, real, max_tokens=options.max_tokens))
+    student.requires_grad_(True)
+    items = encode(pupil.tokenizer, [*real, *made], max_tokens=options.max_tokens)
+    heldout = encode(pupil.tokenizer, data.validation, max_tokens=options.max_tokens) if data.validation else []
+    accelerator = make_accelerator(options)
+    work = out.with_name(out.name + ".training")
+    fitted = fit(student, items, heldout, options, work, identity=identity, progress=progress, accelerator=accelerator)
+    notes = [f"{report.kept} synthetic examples beside {len(real)} real ones", *report.notes]
+    if task.last_steps and heldout:
+        last = msgspec.structs.replace(
+            options,
+            steps=task.last_steps,
+            batch=min(options.batch, len(heldout)),
+            rate=options.rate / 5,
+            warmup=0.0,
+            packed=False,
+        )
+        fit(
+            student,
+            heldout,
+            [],
+            last,
+            work.with_name(out.name + ".last"),
+            identity=identity,
+            accelerator=make_accelerator(last),
+        )
+        remove_tree(work.with_name(out.name + ".last"))
+        notes.append(f"the last {task.last_steps} steps were on the validation split, which is no judge any more")
+    training = training_of(
+        fitted,
+        student,
+        parameters=sum(p.numel() for p in student.parameters()),
+        method="few-shot",
+        ref=pupil.ref or teacher,
+        data=data,
+        options=options,
+        settings={"task": task.name, "task_version": report.version, "few": str(few)},
+        identity=identity,
+        notes=tuple(notes),
+        teacher=teacher,
+    )
+    if accelerator.is_main_process:
+        companions = Path(pupil.ref.path if pupil.ref else teacher.path)
+        with building(out, mark=TRAINING_FILE, what="trained model") as folder:
+            save_model(student.cpu(), companions, folder, dtype=stored_dtype(pupil.ref or teacher))
+            save_json(folder / TRAINING_FILE, training)
+            for name in (SYNTHETIC, _REPORT):
+                (folder / name).write_bytes((synthetic / name).read_bytes())
+        remove_tree(work)
+        remove_tree(synthetic)
+    accelerator.wait_for_everyone()
+    return training, report
