@@ -26,6 +26,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 _PUBLIC = {
     "build_data": "edgegen.sdk.data",
+    "list_models": "edgegen.sdk.registry",
     "load_chain": "edgegen.sdk.chain",
     "run_chain": "edgegen.sdk.chain",
     "finetune": "edgegen.sdk.tuning",

@@ -26,6 +26,7 @@ from edgegen.cli import (
     fleet,
     keys,
     learn,
+    models,
     pack,
     plan,
     profiles,
@@ -46,6 +47,7 @@ app = typer.Typer(
 )
 app.add_typer(profiles.app, name="profiles", help="List devices, show one, or measure this machine.")
 app.add_typer(data.app, name="data")
+app.add_typer(models.app, name="models")
 app.command("finetune")(finetune.finetune)
 app.command("distill")(distill.distill)
 app.command("plan")(plan.plan)

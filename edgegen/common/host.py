@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import getpass
 import os
 import platform
 import subprocess
@@ -102,3 +103,11 @@ def _sysctl(key: str) -> str:
         return subprocess.run(["sysctl", "-n", key], capture_output=True, text=True, check=False).stdout.strip()
     except OSError:
         return ""
+
+
+def user_name() -> str:
+    """Who runs this, as the system knows; a container's user without a name is a number."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return str(os.getuid()) if hasattr(os, "getuid") else "unknown"

@@ -6,7 +6,6 @@ transactions, and the server keeps nothing in memory. Over HTTP an operator's to
 
 from __future__ import annotations
 
-import getpass
 import json
 import os
 import time
@@ -18,6 +17,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from edgegen.common.host import user_name
 from edgegen.errors import ConfigError, NetworkError
 from edgegen.fleet.database import Database
 from edgegen.fleet.operations import operation
@@ -48,7 +48,7 @@ class LocalFleet:
     def do(self, name: str, asked: Record) -> Any:
         try:
             with self._database.transaction() as tx:
-                return operation(name).run(tx, time.time(), f"operator:{_user()}", asked)
+                return operation(name).run(tx, time.time(), f"operator:{user_name()}", asked)
         except OverflowError as error:
             raise ConfigError(f"{name}: a number is too large", hint="Numbers have at most 18 digits.") from error
 
@@ -112,10 +112,3 @@ def _refusal(url: str, status: int, body: bytes) -> Exception:
     if status in (400, 401, 403, 404, 409, 413):
         return ConfigError(f"{url}: {message}", hint=hint)
     return NetworkError(f"{url}: {message}", hint=hint)
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # a container's user without a name
-        return str(os.getuid()) if hasattr(os, "getuid") else "unknown"

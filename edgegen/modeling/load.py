@@ -53,7 +53,7 @@ def find_model(source: str, *, revision: str = "") -> ModelRef:
                 f"{folder}: no config.json in it",
                 hint="Give a folder that save_pretrained wrote, or a hub id.",
             )
-        return ModelRef(source=source, path=str(folder.resolve()), digest=_digest(folder))
+        return ModelRef(source=source, path=str(folder.resolve()), digest=digest_model(folder))
     if folder.exists() or not _HUB_ID.fullmatch(source):
         raise ConfigError(
             f"{source}: {'a file, not a folder' if folder.exists() else 'no such folder'}",
@@ -96,10 +96,11 @@ def _download(source: str, revision: str) -> ModelRef:
             hint="Check the path, or download it first.",
         ) from error
     folder = Path(path)
-    return ModelRef(source=source, path=path, revision=folder.name, digest=_digest(folder))
+    return ModelRef(source=source, path=path, revision=folder.name, digest=digest_model(folder))
 
 
-def _digest(folder: Path) -> str:
+def digest_model(folder: Path) -> str:
+    """`sha256:` over configuration, tokenizer and weights."""
     names = ["config.json", *TOKENIZER_FILES, *POOLING_FILES]
     names = [name for name in names if (folder / name).exists()]
     names += sorted(path.name for path in folder.glob("*.safetensors"))

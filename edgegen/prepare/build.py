@@ -17,6 +17,7 @@ import numpy as np
 
 from edgegen.common.codec import digest_record, save_json
 from edgegen.common.files import building, digest_bytes
+from edgegen.common.host import user_name
 from edgegen.errors import ConfigError
 from edgegen.prepare.bias import BiasReport, Membership, balance_weights, check_bias
 from edgegen.prepare.card import draw_bias, write_card
@@ -122,6 +123,7 @@ def build_dataset(recipe: Recipe, out: Path, *, told: Told | None = None) -> Bui
             synthetic_rows=sum(bool(row.made_by) for row in current),
             weighted=any(row.weight != 1.0 for row in parts["train"]),
             lineage=digest.removeprefix("sha256:")[:16],
+            by=user_name(),
         )
         built = Built(dataset=dataset, redacted=redacted, labels=labels, bias=bias)
         save_json(folder / DATASET_FILE, dataset)

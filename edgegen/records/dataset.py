@@ -104,3 +104,5 @@ class Dataset(Record, frozen=True):
     synthetic_rows: int = 0
     weighted: bool = False
     lineage: str = ""
+    by: str = ""
+    """Who built it."""

@@ -53,3 +53,7 @@ class Training(Record, frozen=True):
     lineage: str = ""
     identity: str = ""
     """Digest of everything that decides the result."""
+    model_digest: str = ""
+    """Of the model that came out: configuration, tokenizer and weights."""
+    by: str = ""
+    """Who ran it."""

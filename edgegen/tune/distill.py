@@ -18,7 +18,7 @@ import msgspec
 import numpy as np
 import torch
 
-from edgegen.common.codec import digest_record, save_json
+from edgegen.common.codec import digest_record
 from edgegen.common.files import building, remove_tree
 from edgegen.errors import ConfigError
 from edgegen.modeling.load import open_model
@@ -33,7 +33,7 @@ from edgegen.training.loop import Progress, fit, make_accelerator
 from edgegen.training.losses import counted, logits_of
 from edgegen.training.options import Options
 from edgegen.tune.finetune import Data, finished, result_of, training_of
-from edgegen.tune.save import save_model, stored_dtype
+from edgegen.tune.save import save_model, seal, stored_dtype
 from edgegen.tune.student import Shape, derive_student
 from edgegen.tune.teacher import CachedTeacher, LiveTeacher, Teacher, keep_answers
 
@@ -309,7 +309,7 @@ def distill(
         companions = Path(pupil.ref.path if pupil.ref else teacher.path)
         with building(out, mark=TRAINING_FILE, what="trained model") as folder:
             save_model(student.cpu(), companions, folder, dtype=stored_dtype(pupil.ref or teacher))
-            save_json(folder / TRAINING_FILE, training)
+            training = seal(folder, training)
         remove_tree(work)
         remove_tree(out.with_name(out.name + ".teacher"))
     accelerator.wait_for_everyone()

@@ -30,7 +30,7 @@ from edgegen.training.options import Options
 from edgegen.tune.adapters import Adapter, with_trained_parts
 from edgegen.tune.distill import Pupil
 from edgegen.tune.finetune import Data, finished, result_of, training_of
-from edgegen.tune.save import save_model, stored_dtype
+from edgegen.tune.save import save_model, seal, stored_dtype
 from edgegen.tune.student import derive_student
 from edgegen.tune.synthesize import Made, pairs_of, require_task, shown, synthesize, task_version
 
@@ -239,9 +239,9 @@ def teach_few(
         companions = Path(pupil.ref.path if pupil.ref else teacher.path)
         with building(out, mark=TRAINING_FILE, what="trained model") as folder:
             save_model(student.cpu(), companions, folder, dtype=stored_dtype(pupil.ref or teacher))
-            save_json(folder / TRAINING_FILE, training)
             for name in (SYNTHETIC, _REPORT):
                 (folder / name).write_bytes((synthetic / name).read_bytes())
+            training = seal(folder, training)
         remove_tree(work)
         remove_tree(synthetic)
     accelerator.wait_for_everyone()

@@ -7,11 +7,15 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 
+from edgegen.common.codec import save_json
+from edgegen.common.host import user_name
 from edgegen.modeling.checkpoint import Checkpoint
-from edgegen.modeling.load import TOKENIZER_FILES, quiet_transformers
+from edgegen.modeling.load import TOKENIZER_FILES, digest_model, quiet_transformers
 from edgegen.records.model import ModelRef
+from edgegen.records.training import TRAINING_FILE, Training
 
 _CARDS = ("LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE")
 
@@ -47,3 +51,51 @@ def stored_dtype(ref: ModelRef) -> torch.dtype:
     """The type that a checkpoint's weights are stored in."""
     found: torch.dtype = getattr(torch, Checkpoint(Path(ref.path)).dtype)
     return found
+
+
+def seal(folder: Path, training: Training) -> Training:
+    """Write the record and the card of a model whose files are all there; the record with the model's digest."""
+    sealed = msgspec.structs.replace(training, model_digest=digest_model(folder), by=user_name())
+    save_json(folder / TRAINING_FILE, sealed)
+    (folder / "README.md").write_text(model_card(sealed))
+    return sealed
+
+
+def model_card(training: Training) -> str:
+    """A model in words, in the form that model hubs read."""
+    before, after = training.heldout_before, training.heldout_after
+    lines = [
+        "---",
+        "tags: [edgegen]",
+        f"base_model: {training.base}",
+        "---",
+        "",
+        f"# {training.method} of {training.base}",
+        "",
+        "| | |",
+        "|---|---|",
+        f"| made | {training.created[:10]} by {training.by or 'unknown'} |",
+        f"| base | `{training.base}` `{training.base_digest[:19]}` |",
+    ]
+    if training.teacher:
+        lines.append(f"| teacher | `{training.teacher}` `{training.teacher_digest[:19]}` |")
+    lines += [
+        f"| data | `{training.data}` `{training.data_digest[:19]}` |",
+        f"| parameters | {training.parameters:,}, trained {training.trained_parameters:,} |",
+        f"| steps | {training.steps:,} on {training.tokens:,} tokens, best {training.best_step:,}"
+        + (f", stopped: {training.stopped}" if training.stopped else "")
+        + " |",
+        f"| seed | {training.seed} |",
+    ]
+    if before is not None and after is not None:
+        lines.append(f"| held-out loss | {before:.4f} → {after:.4f} nats per token |")
+    lines += ["", "## Settings", "", ", ".join(f"{k} {v}" for k, v in sorted(training.settings.items())) + "."]
+    if training.notes:
+        lines += ["", "## Notes", "", *(f"- {note}" for note in training.notes)]
+    lines += [
+        "",
+        "## Limits",
+        "",
+        "It was judged on held-out rows of the data above and on nothing else. The data's card says of whom they speak.",
+    ]
+    return "\n".join(lines) + "\n"

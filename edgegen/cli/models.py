@@ -1,0 +1,83 @@
+"""`edgegen models`: what was made here, and from what."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from edgegen.cli import options
+from edgegen.cli.render import write_json
+
+app = typer.Typer(invoke_without_command=True, help="List what was made here; show what it was made from.")
+
+Places = Annotated[
+    list[str] | None, typer.Option("--in", help="A folder to look in, with all below; may be given again.")
+]
+
+
+@app.callback()
+def models(
+    context: typer.Context,
+    places: Places = None,
+    kind: Annotated[str, typer.Option("--kind", help="data, model, plan, artifact or release.")] = "",
+    track: Annotated[
+        str | None, typer.Option("--track", help="Also write runs to this MLflow store, like file:mlruns.")
+    ] = None,
+    json: options.Json = False,
+) -> None:
+    """List data sets, models, plans, artifacts and releases with their figures."""
+    if context.invoked_subcommand is not None:
+        return
+    from edgegen.sdk.registry import list_models
+
+    found = [entry for entry in list_models(*(places or ())) if not kind or entry.kind == kind]
+    if track:
+        from edgegen.sdk.tracking import track_entries
+
+        count = track_entries(found, track)
+        sys.stderr.write(f"{count} runs written to {track}\n")
+    if json:
+        write_json(found)
+        return
+    if not found:
+        sys.stdout.write(
+            "nothing here yet: edgegen data build, finetune, distill, compress and pack leave their records\n"
+        )
+        return
+    for entry in found:
+        figures = "  ".join(f"{name} {value:,.4g}" for name, value in list(entry.metrics.items())[:3])
+        sys.stdout.write(f"{entry.id}  {entry.kind:8} {entry.name:32} {entry.created[:16]:16}  {figures}\n")
+    sys.stdout.write("\nnext  edgegen models show ID\n")
+
+
+@app.command()
+def show(
+    wish: Annotated[str, typer.Argument(help="An id, the beginning of one, or a path.")],
+    places: Places = None,
+    json: options.Json = False,
+) -> None:
+    """Draw what something was made from, and what was made from it."""
+    from edgegen.records.registry import Entry
+    from edgegen.sdk.registry import ancestry, descendants, find_entry, list_models
+
+    entries = list_models(*(places or ()))
+    entry = find_entry(entries, wish)
+    above, below = ancestry(entries, entry), descendants(entries, entry)
+    if json:
+        tree = [{"depth": depth, "entry": one if isinstance(one, Entry) else {"name": one}} for depth, one in above]
+        write_json({"entry": entry, "made_from": tree[1:], "made_into": below})
+        return
+    lines = [f"{entry.kind} {entry.name}", f"  id       {entry.digest}", f"  path     {entry.path}"]
+    lines += [f"  made     {entry.created}" + (f" by {entry.by}" if entry.by else "")]
+    lines += [f"  lineage  {entry.lineage}"] if entry.lineage else []
+    lines += [f"  note     {entry.note}"] if entry.note else []
+    lines += [f"  {name:20} {value:,.6g}" for name, value in entry.metrics.items()]
+    lines += ["", "made from"]
+    for depth, one in above[1:]:
+        text = f"{one.kind} {one.name}  {one.id}" if isinstance(one, Entry) else f"{one}  (not here)"
+        lines.append("  " * depth + "└ " + text)
+    if below:
+        lines += ["", "made into", *(f"  └ {one.kind} {one.name}  {one.id}" for one in below)]
+    sys.stdout.write("\n".join(lines) + "\n")
