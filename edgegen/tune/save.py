@@ -96,6 +96,6 @@ def model_card(training: Training) -> str:
         "",
         "## Limits",
         "",
-        "It was judged on held-out rows of the data above and on nothing else. The data's card says of whom they speak.",
+        "It was judged on held-out rows of the data above and on nothing else. Its card says of whom they speak.",
     ]
     return "\n".join(lines) + "\n"
