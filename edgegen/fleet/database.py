@@ -20,7 +20,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, TypeVar
 
-from edgegen.errors import ConfigError, DeviceError, NetworkError, UnsupportedError
+from edgegen.errors import ConfigError, DeviceError, EdgegenError, NetworkError, UnsupportedError
 from edgegen.fleet.schema import prepare
 from edgegen.fleet.transaction import Row, Transaction, Value
 
@@ -80,9 +80,9 @@ class Database:
         finally:
             self._connection.run("RELEASE SAVEPOINT part")
 
-    def clear_log(self) -> None:
-        """Outside a transaction: make SQLite's log forget what it holds of deleted rows. Readers may put it off."""
-        self._connection.clear_log()
+    def clear_log(self, wait_s: float = 0.0) -> bool:
+        """Outside a transaction: make SQLite's log forget what it holds of deleted rows. False: somebody is reading."""
+        return self._connection.clear_log(wait_s)
 
     def close(self) -> None:
         self._connection.close()
@@ -146,10 +146,12 @@ class _Sqlite:
             with contextlib.suppress(sqlite3.Error):
                 self.raw.execute("ROLLBACK")
 
-    def clear_log(self) -> None:
-        self.run("PRAGMA busy_timeout=500")
+    def clear_log(self, wait_s: float) -> bool:
+        self.run(f"PRAGMA busy_timeout={int(wait_s * 1000)}")
         try:
-            self.rows("PRAGMA wal_checkpoint(TRUNCATE)")
+            return not self.rows("PRAGMA wal_checkpoint(TRUNCATE)")[0]["busy"]
+        except DeviceError:  # it is locked
+            return False
         finally:
             self.run(f"PRAGMA busy_timeout={int(_BUSY_S * 1000)}")
 
@@ -217,8 +219,8 @@ class _Postgres:
             self.raw.close()
             raise NetworkError(f"the fleet's database: {str(error).strip().splitlines()[0]}") from error
 
-    def clear_log(self) -> None:
-        pass  # the server's own affair
+    def clear_log(self, wait_s: float) -> bool:
+        return True  # the server's own affair
 
     def close(self) -> None:
         self.raw.close()
@@ -267,9 +269,9 @@ class Writer:
             # Whoever asked may have gone away while it waited; once it runs, nobody can call it off.
             self._commit([(job, future) for job, future in jobs if future.set_running_or_notify_cancel()])
             if self._log_to_clear.is_set():
-                self._log_to_clear.clear()
-                with contextlib.suppress(Exception):  # the next one that is asked for does it
-                    self._database.clear_log()
+                with contextlib.suppress(EdgegenError):  # tried again after the next jobs
+                    if self._database.clear_log():
+                        self._log_to_clear.clear()
             if len(jobs) < len(batch):
                 return
 
