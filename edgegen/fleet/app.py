@@ -4,6 +4,7 @@
 /repository/{metadata,targets,blobs} anybody: static files with Range, whose trust is in their signatures
 /enrol                               EnrolToken
 /default/controller/v1/{device}/…    TargetToken: that device's own
+/telemetry/v1/{device}               TargetToken: that device's own reports
 /v1/{operation}                      Bearer: an operator's
 """
 
@@ -13,7 +14,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -38,8 +39,15 @@ from edgegen.fleet.release import REPOSITORY
 from edgegen.fleet.request_error import RequestError
 from edgegen.fleet.rollouts import advance_all, forgive_outage
 from edgegen.fleet.site import PARTS, Site
-from edgegen.fleet.transaction import Transaction
+from edgegen.fleet.telemetry.batches import MOST_PACKED_BYTES
+from edgegen.fleet.telemetry.broker import Broker, parse_address
+from edgegen.fleet.telemetry.intake import Intake
+from edgegen.fleet.telemetry.metrics import describe_reports
+from edgegen.fleet.telemetry.otlp import check_collector, pass_on_forever
+from edgegen.fleet.telemetry.retention import expire, sweep
+from edgegen.fleet.transaction import Row, Transaction
 from edgegen.records.deployment import RUNNING_HEADER, TENANT, Attributes, Enrolled, Enrolment, Feedback
+from edgegen.records.telemetry import INGEST_PATH, Ack
 
 T = TypeVar("T")
 Clock = Callable[[], float]
@@ -50,13 +58,24 @@ _MOST_OPERATOR_BYTES = 16 * 1024 * 1024
 """Of an operator's, which may hold a manifest."""
 _BODY_PATIENCE_S = 20.0
 _RENEW_EVERY_S = 3600.0
+_SWEEP_EVERY_S = 3600.0
+_EXPIRE_EVERY_S = 60.0
+_BREATH_S = 0.1
+"""Between two slices of what expires, for everybody else."""
 _RENEW_WITHIN_DAYS = 4.0
 """A timestamp lasts a week: this leaves days to notice that it is not renewed."""
 _log = logging.getLogger("edgegen.fleet")
 
 
 def make_app(
-    site: Site, *, poll_s: float = 60.0, tick_s: float = 1.0, public_url: str | None = None, clock: Clock = time.time
+    site: Site,
+    *,
+    poll_s: float = 60.0,
+    tick_s: float = 1.0,
+    public_url: str | None = None,
+    clock: Clock = time.time,
+    mqtt: str | None = None,
+    otlp: str | None = None,
 ) -> Starlette:
     """The ASGI application of a site.
 
@@ -65,16 +84,33 @@ def make_app(
         tick_s: seconds between looks at deadlines and soaking times.
         public_url: what devices call the server; None: what each request was addressed to.
         clock: seconds since 1970.
+        mqtt: URL of a broker that brings reports, too.
+        otlp: URL of an OpenTelemetry collector that they are passed on to.
+
+    Raises:
+        ConfigError, UnsupportedError: a URL is none, or what it needs is not installed.
     """
+    broker = parse_address(mqtt) if mqtt else None
+    collector = check_collector(otlp) if otlp else None
     handler = _Handlers(site, poll_s, public_url, clock)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         handler.writer = Writer(site.store)
-        work = [asyncio.create_task(handler.tick_forever(tick_s)), asyncio.create_task(handler.renew_forever())]
+        handler.intake = Intake(handler.writer, clock)
+        jobs: list[Coroutine[Any, Any, None]] = [
+            *(handler.tick_forever(tick_s), handler.renew_forever(), handler.expire_forever()),
+            *([pass_on_forever(collector, handler._do)] if collector else []),
+        ]
+        work = [asyncio.create_task(job) for job in jobs]
+        reports = Broker(broker, handler.intake) if broker else None
+        if reports:
+            reports.start()
         try:
             yield
         finally:
+            if reports:
+                await reports.stop()
             for task in work:
                 task.cancel()
             await asyncio.gather(*work, return_exceptions=True)
@@ -92,6 +128,7 @@ def make_app(
         Route(f"{root}/cancelAction/{{action:number}}", handler.cancelation),
         Route(f"{root}/cancelAction/{{action:number}}/feedback", handler.cancel_feedback, methods=["POST"]),
         Route(f"{root}/installedBase/{{action:number}}", handler.installed),
+        Route(INGEST_PATH, handler.reports, methods=["POST"]),
         Route("/v1/{operation}", handler.operate, methods=["POST"]),
     ]
     routes += [
@@ -106,6 +143,7 @@ class _Handlers:
         self.site, self.poll_s, self.clock = site, poll_s, clock
         self.public_url = public_url.rstrip("/") if public_url else None
         self.writer: Writer
+        self.intake: Intake
 
     async def tick_forever(self, tick_s: float) -> None:
         while True:
@@ -132,6 +170,24 @@ class _Handlers:
                 _log.exception("the repository is not renewed")
             await asyncio.sleep(_RENEW_EVERY_S)
 
+    async def expire_forever(self) -> None:
+        """Throw telemetry away when its time is over, a slice at a time."""
+        swept_s = -_SWEEP_EVERY_S
+        while True:
+            more = False
+            try:
+                more, texts = await self._do(lambda tx: expire(tx, self.clock()))
+                if texts and not more:
+                    self.writer.clear_log()
+                if time.monotonic() - swept_s >= _SWEEP_EVERY_S:
+                    swept_s = time.monotonic()
+                    await self._do(lambda tx: sweep(tx, self.clock()))
+            except EdgegenError as error:
+                _log.error("%s", error)
+            except Exception:
+                _log.exception("telemetry does not expire")
+            await asyncio.sleep(_BREATH_S if more else _EXPIRE_EVERY_S)
+
     def _tick(self, tx: Transaction, tick_s: float) -> None:
         now_s = self.clock()
         forgive_outage(tx, now_s, tick_s)
@@ -145,7 +201,7 @@ class _Handlers:
         return await _answered(look())
 
     async def metrics(self, request: Request) -> Response:
-        text = await self._do(lambda tx: describe_fleet(tx, self.clock(), self.poll_s))
+        text = await self._do(lambda tx: describe_fleet(tx, self.clock(), self.poll_s) + describe_reports(tx))
         return Response(text, media_type="text/plain; version=0.0.4")
 
     async def enrol(self, request: Request) -> Response:
@@ -211,6 +267,23 @@ class _Handlers:
             Feedback,
         )
 
+    async def reports(self, request: Request) -> Response:
+        """A device's telemetry; answered when it is committed."""
+
+        async def run() -> Ack:
+            name, token = request.path_params["device"], _credential(request, "TargetToken")
+            if request.headers.get("content-encoding", "identity").strip().lower() not in ("gzip", "identity"):
+                raise RequestError(415, "a batch is gzip or plain")
+
+            def admission(tx: Transaction) -> Row:
+                return device_of(tx, name, token)
+
+            await self.intake.admit(admission)
+            with self.intake.place():
+                return await self.intake.take(await _bytes(request, MOST_PACKED_BYTES), admission)
+
+        return await _answered(run())
+
     async def operate(self, request: Request) -> Response:
         async def operate() -> Any:
             name = request.path_params["operation"]
@@ -220,7 +293,10 @@ class _Handlers:
             if found is None or found.local:
                 raise RequestError(404, "no such operation")
             asked = await _body(request, found.asks, _MOST_OPERATOR_BYTES)
-            return await self._do(lambda tx: found.run(tx, self.clock(), f"operator:{operator_of(tx, token)}", asked))
+            done = await self._do(lambda tx: found.run(tx, self.clock(), f"operator:{operator_of(tx, token)}", asked))
+            if found.erases:
+                self.writer.clear_log()
+            return done
 
         return await _answered(operate())
 
@@ -290,7 +366,7 @@ async def _answered(work: Awaitable[Any]) -> Response:
 
 def _refusal(status: int, message: str, hint: str = "") -> Response:
     body = {"error": message} | ({"hint": hint} if hint else {})
-    headers = {"www-authenticate": "TargetToken"} if status == 401 else {}
+    headers = {401: {"www-authenticate": "TargetToken"}, 503: {"retry-after": "5"}}.get(status, {})
     return Response(msgspec.json.encode(body), status, headers, media_type="application/json")
 
 
@@ -317,6 +393,19 @@ async def _body(request: Request, kind: type[T], most_bytes: int = _MOST_BYTES) 
     Raises:
         RequestError: 413 too long, 408 too slow, 400 not what it should be.
     """
+    data = await _bytes(request, most_bytes)
+    try:
+        return msgspec.json.decode(data or b"{}", type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise RequestError(400, str(error)) from error
+
+
+async def _bytes(request: Request, most_bytes: int) -> bytes:
+    """A request's body.
+
+    Raises:
+        RequestError: 413 too long, 408 too slow.
+    """
     data = bytearray()
     try:
         async with asyncio.timeout(_BODY_PATIENCE_S):
@@ -326,7 +415,4 @@ async def _body(request: Request, kind: type[T], most_bytes: int = _MOST_BYTES) 
                     raise RequestError(413, f"more than {most_bytes} bytes")
     except TimeoutError as error:
         raise RequestError(408, "the request took too long") from error
-    try:
-        return msgspec.json.decode(bytes(data) or b"{}", type=kind)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise RequestError(400, str(error)) from error
+    return bytes(data)

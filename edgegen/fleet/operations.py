@@ -15,6 +15,7 @@ from edgegen.fleet.audit import read_audit
 from edgegen.fleet.credentials import make_enrolment_token, make_operator
 from edgegen.fleet.observations import read_missing, read_observations, read_trace
 from edgegen.fleet.release import add_release, find_release
+from edgegen.fleet.telemetry.retention import Erased, Keep, Lifetimes, erase_texts, keep
 from edgegen.fleet.transaction import Transaction
 from edgegen.fleet.views import read_actions, read_devices, read_rollout, read_rollouts
 from edgegen.records.base import Record
@@ -97,6 +98,8 @@ class Operation:
     """transaction, now_s, who, the record → the result."""
     local: bool = False
     """Only on the site itself, never over HTTP."""
+    erases: bool = False
+    """What it deletes must be gone from the database's log, too."""
 
 
 def _begin(tx: Transaction, now_s: float, who: str, asked: Begin) -> Rollout:
@@ -171,6 +174,13 @@ OPERATIONS: dict[str, Operation] = {
         WhichDevice,
         type(None),
         lambda tx, now_s, who, asked: rollouts.revoke_device(tx, now_s, who, device=asked.device),
+    ),
+    "retention": Operation(Keep, Lifetimes, lambda tx, now_s, who, asked: keep(tx, now_s, who, asked)),
+    "forget-text": Operation(
+        WhichDevice,
+        Erased,
+        lambda tx, now_s, who, asked: erase_texts(tx, now_s, who, asked.device),
+        erases=True,
     ),
     "enrolment-token": Operation(Admit, str, _enrolment_token),
     "operator": Operation(
