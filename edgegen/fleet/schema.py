@@ -7,6 +7,7 @@ random and long, so a plain digest cannot be reversed.
 from __future__ import annotations
 
 from edgegen.errors import ConfigError
+from edgegen.fleet.monitoring.schema import TABLES as MONITORING
 from edgegen.fleet.transaction import Transaction
 
 SCHEMA = 1
@@ -52,7 +53,7 @@ def prepare(tx: Transaction) -> None:
     Raises:
         ConfigError: the database was written by a later version.
     """
-    for statement in _TABLES:
+    for statement in (*_TABLES, *MONITORING):
         tx.run(statement)
     tx.run("INSERT INTO meta (key, value) VALUES ('schema', ?) ON CONFLICT DO NOTHING", str(SCHEMA))
     found = tx.rows("SELECT value FROM meta WHERE key = 'schema'")[0]["value"]

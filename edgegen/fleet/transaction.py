@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 Row = dict[str, Any]
 """Column → value."""
-Value = str | int | float | None
+Value = str | int | float | bytes | None
 
 
 class Transaction(Protocol):
