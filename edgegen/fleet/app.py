@@ -33,6 +33,8 @@ from edgegen.fleet import controller
 from edgegen.fleet.credentials import device_of, enrol, operator_of
 from edgegen.fleet.database import Writer
 from edgegen.fleet.metrics import describe_fleet
+from edgegen.fleet.monitoring.presence import note_life
+from edgegen.fleet.monitoring.tick import Watch
 from edgegen.fleet.operations import OPERATIONS
 from edgegen.fleet.release import REPOSITORY
 from edgegen.fleet.request_error import RequestError
@@ -50,6 +52,7 @@ _MOST_OPERATOR_BYTES = 16 * 1024 * 1024
 """Of an operator's, which may hold a manifest."""
 _BODY_PATIENCE_S = 20.0
 _RENEW_EVERY_S = 3600.0
+_DELIVER_EVERY_S = 2.0
 _RENEW_WITHIN_DAYS = 4.0
 """A timestamp lasts a week: this leaves days to notice that it is not renewed."""
 _log = logging.getLogger("edgegen.fleet")
@@ -65,13 +68,20 @@ def make_app(
         tick_s: seconds between looks at deadlines and soaking times.
         public_url: what devices call the server; None: what each request was addressed to.
         clock: seconds since 1970.
+
+    Raises:
+        ConfigError: the site's `alerts.toml` is wrong.
     """
     handler = _Handlers(site, poll_s, public_url, clock)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         handler.writer = Writer(site.store)
-        work = [asyncio.create_task(handler.tick_forever(tick_s)), asyncio.create_task(handler.renew_forever())]
+        jobs = (
+            *(handler.tick_forever(tick_s), handler.renew_forever()),
+            *(handler.watch_forever(tick_s), handler.deliver_forever()),
+        )
+        work = [asyncio.create_task(job) for job in jobs]
         try:
             yield
         finally:
@@ -105,6 +115,7 @@ class _Handlers:
     def __init__(self, site: Site, poll_s: float, public_url: str | None, clock: Clock) -> None:
         self.site, self.poll_s, self.clock = site, poll_s, clock
         self.public_url = public_url.rstrip("/") if public_url else None
+        self.watch = Watch(site.folder, clock)
         self.writer: Writer
 
     async def tick_forever(self, tick_s: float) -> None:
@@ -116,6 +127,28 @@ class _Handlers:
             except Exception:
                 _log.exception("a rollout could not be moved")
             await asyncio.sleep(tick_s)
+
+    async def watch_forever(self, tick_s: float) -> None:
+        """Roll up what devices report and look at the rules of alerts."""
+        while True:
+            try:
+                await self.watch.tick(self._do)
+            except EdgegenError as error:
+                _log.error("%s", error)
+            except Exception:
+                _log.exception("monitoring failed")
+            await asyncio.sleep(tick_s)
+
+    async def deliver_forever(self) -> None:
+        """Tell the webhook of alerts, whatever time that takes."""
+        while True:
+            try:
+                await self.watch.deliver(self._do, asyncio.to_thread)
+            except EdgegenError as error:
+                _log.error("%s", error)
+            except Exception:
+                _log.exception("alerts could not be told")
+            await asyncio.sleep(_DELIVER_EVERY_S)
 
     async def renew_forever(self) -> None:
         """Sign the repository's snapshot and timestamp anew before they expire, if their keys are here."""
@@ -134,6 +167,7 @@ class _Handlers:
 
     def _tick(self, tx: Transaction, tick_s: float) -> None:
         now_s = self.clock()
+        note_life(tx, now_s, tick_s, self.poll_s)
         forgive_outage(tx, now_s, tick_s)
         advance_all(tx, now_s)
 
@@ -220,7 +254,11 @@ class _Handlers:
             if found is None or found.local:
                 raise RequestError(404, "no such operation")
             asked = await _body(request, found.asks, _MOST_OPERATOR_BYTES)
-            return await self._do(lambda tx: found.run(tx, self.clock(), f"operator:{operator_of(tx, token)}", asked))
+            return await self._do(
+                lambda tx: found.carry_out(
+                    tx, self.clock(), f"operator:{operator_of(tx, token)}", asked, self.site.folder
+                )
+            )
 
         return await _answered(operate())
 

@@ -42,13 +42,17 @@ class Fleet(Protocol):
 class LocalFleet:
     """A fleet whose database is within reach."""
 
-    def __init__(self, store: str) -> None:
-        self._database = Database(store)
+    def __init__(self, store: str, site: Path | None = None) -> None:
+        """
+        Args:
+            site: the site's folder, which some operations look into.
+        """
+        self._database, self._site = Database(store), site
 
     def do(self, name: str, asked: Record) -> Any:
         try:
             with self._database.transaction() as tx:
-                return operation(name).run(tx, time.time(), f"operator:{_user()}", asked)
+                return operation(name).carry_out(tx, time.time(), f"operator:{_user()}", asked, self._site)
         except OverflowError as error:
             raise ConfigError(f"{name}: a number is too large", hint="Numbers have at most 18 digits.") from error
 
@@ -99,7 +103,8 @@ def open_fleet(where: str, store: str | None = None) -> Fleet:
     """
     if where.startswith(("http://", "https://")):
         return RemoteFleet(where, os.environ.get(TOKEN_VARIABLE, ""))
-    return LocalFleet(open_site(Path(where), store).store)
+    site = open_site(Path(where), store)
+    return LocalFleet(site.store, site.folder)
 
 
 def _refusal(url: str, status: int, body: bytes) -> Exception:

@@ -57,6 +57,20 @@ class AskComparison(Record, frozen=True):
     """Digest; empty: the one that it runs."""
 
 
+class AskHard(Record, frozen=True):
+    """Which telling answers."""
+
+    window_s: float = 7 * 86400.0
+    until_s: float | None = None
+    group: str = ""
+    device: str = ""
+    release: str = ""
+    """Digest."""
+    why: str = ""
+    """One of `Text.why`; empty: any."""
+    limit: int = 1000
+
+
 class State(StrEnum):
     """Of a device."""
 
@@ -280,3 +294,12 @@ class Text(Record, frozen=True):
     generation: str
     level: str
     lineage: str = ""
+
+
+class MissingRow(Record, frozen=True):
+    """A character that the vocabulary lacks: each time it took one token a byte."""
+
+    character: str
+    count: int
+    """Times in the window's prompts, of the devices whose privacy lets it be told."""
+    devices: int

@@ -54,9 +54,7 @@ def _fill(reports: Reports, count: int, *, seed: int = 1, over_s: float = 3000.0
 
 
 def _all(desk: Desk, step: int, subject: str) -> list[Any]:
-    return desk.run(
-        lambda tx: tx.rows("SELECT * FROM rollups WHERE step = ? AND subject = ?", step, subject)
-    )
+    return desk.run(lambda tx: tx.rows("SELECT * FROM rollups WHERE step = ? AND subject = ?", step, subject))
 
 
 def test_cells_of_every_step_hold_each_answer_once(desk: Desk, reports: Reports) -> None:

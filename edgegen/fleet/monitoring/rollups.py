@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from math import floor
 
 from edgegen.fleet.monitoring.schema import COUNTS, SKETCHES
-from edgegen.fleet.monitoring.sketches import add_values, require_sketches
+from edgegen.fleet.monitoring.sketches import add_values, quantile, require_sketches
 from edgegen.fleet.telemetry.schema import Flag
 from edgegen.fleet.transaction import Row, Transaction
 
@@ -163,7 +163,8 @@ def _add(tx: Transaction, key: _Key, cell: _Cell, changed: int) -> None:
         add_values(_as_bytes(before.get(name)), cell.values[name]) if cell.values[name] else _as_bytes(before.get(name))
         for name in SKETCHES
     ]
-    tx.run(_WRITE, *key, changed, *cell.counts.values(), *sketches)
+    median = quantile((sketches[SKETCHES.index("speed")],), 0.5)
+    tx.run(_WRITE, *key, changed, *cell.counts.values(), *sketches, median)
 
 
 def _as_bytes(value: bytes | None) -> bytes | None:
@@ -183,11 +184,11 @@ def _next_change(tx: Transaction) -> int:
 
 
 _FIND = f"SELECT {', '.join(SKETCHES)} FROM rollups WHERE " + " AND ".join(f"{name} = ?" for name in _KEY)
-_COLUMNS = (*_KEY, "changed", *COUNTS, *SKETCHES)
+_COLUMNS = (*_KEY, "changed", *COUNTS, *SKETCHES, "median_speed")
 _WRITE = (
     f"INSERT INTO rollups ({', '.join(_COLUMNS)}) VALUES ({', '.join('?' * len(_COLUMNS))}) "
     f"ON CONFLICT ({', '.join(_KEY)}) DO UPDATE SET changed = excluded.changed, "
     + ", ".join(f"{name} = rollups.{name} + excluded.{name}" for name in COUNTS)
     + ", "
-    + ", ".join(f"{name} = excluded.{name}" for name in SKETCHES)
+    + ", ".join(f"{name} = excluded.{name}" for name in (*SKETCHES, "median_speed"))
 )

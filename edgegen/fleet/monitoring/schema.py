@@ -2,7 +2,8 @@
 
 rollups        a cell for each step of time, subject and `served.id` (what answers): sums, and sketches of values.
                A subject is a device's name, or `group:<name>` for the group that devices were in when it was rolled up.
-               `changed` grows with each write, so that a reader finds what is new since it looked.
+               `changed` grows with each write, so that a reader finds what is new since it looked. `median_speed` is
+               that of `speed`, for sparklines.
 progress       how far each lane of the roll-ups has read `generations`.
 alerts         a row for each stretch of time in which a rule was in a state; `until_s` NULL: now.
 faults         a row for each stretch of time in which a device's golden answers were not what they were at first.
@@ -34,7 +35,8 @@ TABLES = (
     f"""CREATE TABLE IF NOT EXISTS rollups (
         step BIGINT NOT NULL, start_s BIGINT NOT NULL, subject TEXT NOT NULL, served BIGINT NOT NULL,
         changed BIGINT NOT NULL, {", ".join(f"{name} BIGINT NOT NULL" for name in COUNTS)},
-        {", ".join(f"{name} BYTEA" for name in SKETCHES)}, PRIMARY KEY (step, start_s, subject, served))""",
+        {", ".join(f"{name} BYTEA" for name in SKETCHES)}, median_speed DOUBLE PRECISION,
+        PRIMARY KEY (step, start_s, subject, served))""",
     "CREATE INDEX IF NOT EXISTS rollups_by_changed ON rollups (step, changed)",
     "CREATE INDEX IF NOT EXISTS rollups_by_subject ON rollups (subject, step, start_s)",
     """CREATE TABLE IF NOT EXISTS progress (

@@ -87,7 +87,7 @@ def read_cells(
     Args:
         columns: of `COUNTS` and `SKETCHES`; none: all.
     """
-    named = ", ".join(("subject", "served", "start_s", *(columns or (*COUNTS, *SKETCHES))))
+    named = ", ".join(("subject", "served", "start_s", *(columns or (*COUNTS, *SKETCHES, "median_speed"))))
     words, arguments = "step = ? AND start_s >= ? AND start_s < ?", [span.step, span.since_s, span.end_s]
     found: list[Row] = []
     if not subjects:
@@ -124,7 +124,7 @@ def device_figures(tx: Transaction, span: Span, *, live: bool) -> dict[str, Figu
     return held.figures
 
 
-_NEEDED = ("answers", "errors", "answer_tokens", "leaked", "throttled", "ttft", "speed")
+_NEEDED = ("answers", "errors", "answer_tokens", "leaked", "throttled", "ttft", "speed", "median_speed")
 _CellKey = tuple[int, int]
 
 
@@ -142,11 +142,12 @@ class _Held:
     def renew(self, tx: Transaction, span: Span) -> None:
         named = ", ".join(("subject", "served", "start_s", "changed", *_NEEDED))
         words, arguments = "step = ? AND start_s >= ?", list[Value]((span.step, span.since_s))
-        if self.seen >= 0 and span.since_s >= self.since_s:
+        fresh = self.seen < 0 or span.since_s < self.since_s
+        if fresh:
+            self.cells.clear()
+        else:
             words += " AND changed > ?"
             arguments.append(self.seen)
-        else:
-            self.cells.clear()
         rows = tx.rows(
             f"SELECT {named} FROM rollups WHERE {words} AND NOT (subject >= ? AND subject < ?)",
             *(*arguments, GROUP, GROUP[:-1] + ";"),
@@ -158,20 +159,25 @@ class _Held:
             if row["changed"] > self.seen:
                 self.seen = row["changed"]
         if (span.since_s, span.end_s) != (self.since_s, self.end_s):  # a cell has left the window, or come in
+            if self.since_s != span.since_s and not fresh:
+                self._drop(span.since_s)
             self.since_s, self.end_s = span.since_s, span.end_s
-            for device in list(self.cells):
-                kept = {key: row for key, row in self.cells[device].items() if key[0] >= span.since_s}
-                if kept:
-                    self.cells[device] = kept
-                else:
-                    del self.cells[device]
             self.figures.clear()
             touched = set(self.cells)
         for device in touched:
             # What a clock that runs ahead has dated to the future waits.
-            cells = [row for key, row in self.cells[device].items() if key[0] < span.end_s]
+            cells = [row for row in self.cells[device].values() if row["start_s"] < self.end_s]
             if cells:
                 self.figures[device] = merge_cells(cells, span)
+
+    def _drop(self, since_s: int) -> None:
+        """Let go of cells before a time."""
+        for device in list(self.cells):
+            kept = {key: row for key, row in self.cells[device].items() if key[0] >= since_s}
+            if kept:
+                self.cells[device] = kept
+            else:
+                del self.cells[device]
 
 
 _windows: weakref.WeakKeyDictionary[Transaction, dict[tuple[int, int], _Held]] = weakref.WeakKeyDictionary()
@@ -188,7 +194,7 @@ def merge_cells(cells: Iterable[Row], span: Span) -> Figures:
     """The figures of some cells of one subject."""
     cells = list(cells)
     found = Figures()
-    speeds: defaultdict[int, list[bytes]] = defaultdict(list)
+    speeds: defaultdict[int, list[Row]] = defaultdict(list)
     for cell in cells:
         found.answers += cell["answers"]
         found.errors += cell["errors"]
@@ -196,26 +202,34 @@ def merge_cells(cells: Iterable[Row], span: Span) -> Figures:
         found.leaked += cell["leaked"]
         found.throttled += cell["throttled"]
         if cell["speed"] is not None:
-            speeds[cell["start_s"]].append(cell["speed"])
-    found.speed = quantile((data for each in speeds.values() for data in each), 0.5)
-    found.ttft_p95_s = quantile((cell["ttft"] for cell in cells), 0.95)
+            speeds[cell["start_s"]].append(cell)
+    found.speed = quantile([cell["speed"] for cell in cells], 0.5)
+    found.ttft_p95_s = quantile([cell["ttft"] for cell in cells], 0.95)
     found.spark = _spark(speeds, span)
     return found
 
 
-def _spark(speeds: dict[int, list[bytes]], span: Span) -> tuple[float | None, ...]:
+def _spark(speeds: dict[int, list[Row]], span: Span) -> tuple[float | None, ...]:
     """The median of each eighth of the window: of its cells, or of the cell that it lies in."""
-    eighth_s = (span.end_s - span.since_s) / SPARK_CELLS
-    eighths: list[list[bytes]] = [[] for _ in range(SPARK_CELLS)]
+    end_s = span.end_s
+    eighth_s = (end_s - span.since_s) / SPARK_CELLS
+    eighths: list[list[Row]] = [[] for _ in range(SPARK_CELLS)]
     if eighth_s >= span.step:
-        for start_s, sketches in speeds.items():
+        for start_s, cells in speeds.items():
             place = int((start_s + span.step / 2 - span.since_s) / eighth_s)
-            eighths[min(place, SPARK_CELLS - 1)] += sketches
+            eighths[min(place, SPARK_CELLS - 1)] += cells
     else:
         for place in range(SPARK_CELLS):
             middle_s = span.since_s + (place + 0.5) * eighth_s
             eighths[place] = speeds.get(floor(middle_s / span.step) * span.step, [])
-    return tuple(quantile(sketches, 0.5) for sketches in eighths)
+    return tuple(_median(cells) for cells in eighths)
+
+
+def _median(cells: list[Row]) -> float | None:
+    if len(cells) == 1:
+        median: float | None = cells[0]["median_speed"]
+        return median
+    return quantile([cell["speed"] for cell in cells], 0.5)
 
 
 def check_window(asked: Record) -> None:
