@@ -21,6 +21,7 @@ from edgegen.cli import (
     emulate,
     fleet,
     keys,
+    monitor,
     pack,
     plan,
     profiles,
@@ -51,6 +52,7 @@ app.command("bench")(bench.bench)
 app.command("deploy")(deploy.deploy)
 app.add_typer(device.app, name="device", help="Set devices up over ssh.")
 app.add_typer(fleet.app, name="fleet", help="Bring releases to many devices: serve, let devices in, steer rollouts.")
+app.command("monitor")(monitor.monitor)
 app.add_typer(
     emulate.app, name="emulate", help="Run artifacts on a device's own processor core: set it up, say what is."
 )

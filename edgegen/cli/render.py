@@ -6,7 +6,7 @@ Progress and talk go to stderr, so that stdout can be piped. Bars appear only wh
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
@@ -86,6 +86,15 @@ def _lines(stage: str, state: str, done: int, total: int) -> None:
     if state in ("started", "skipped"):
         words = _words(stage)
         sys.stderr.write(f"{words}{' (done before)' if state == 'skipped' else ' …'}\n")
+
+
+def write_table(rows: Sequence[tuple[str, ...]]) -> None:
+    """Rows on stdout, columns as wide as they need to be; what devices say cannot steer the terminal."""
+    rows = [tuple("".join(c if c.isprintable() else "�" for c in cell) for cell in row) for row in rows]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        sys.stdout.write(line.rstrip() + "\n")
 
 
 def write_json(record: Any) -> None:
