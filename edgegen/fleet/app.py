@@ -4,6 +4,7 @@
 /repository/{metadata,targets,blobs} anybody: static files with Range, whose trust is in their signatures
 /enrol                               EnrolToken
 /default/controller/v1/{device}/…    TargetToken: that device's own
+/telemetry/v1/{device}               TargetToken: that device's own reports
 /v1/{operation}                      Bearer: an operator's
 """
 
@@ -40,8 +41,13 @@ from edgegen.fleet.release import REPOSITORY
 from edgegen.fleet.request_error import RequestError
 from edgegen.fleet.rollouts import advance_all, forgive_outage
 from edgegen.fleet.site import PARTS, Site
-from edgegen.fleet.transaction import Transaction
+from edgegen.fleet.telemetry.batches import MOST_PACKED_BYTES
+from edgegen.fleet.telemetry.intake import Intake
+from edgegen.fleet.telemetry.metrics import describe_reports
+from edgegen.fleet.telemetry.retention import expire, sweep
+from edgegen.fleet.transaction import Row, Transaction
 from edgegen.records.deployment import RUNNING_HEADER, TENANT, Attributes, Enrolled, Enrolment, Feedback
+from edgegen.records.telemetry import INGEST_PATH, Ack
 
 T = TypeVar("T")
 Clock = Callable[[], float]
@@ -53,6 +59,10 @@ _MOST_OPERATOR_BYTES = 16 * 1024 * 1024
 _BODY_PATIENCE_S = 20.0
 _RENEW_EVERY_S = 3600.0
 _DELIVER_EVERY_S = 2.0
+_SWEEP_EVERY_S = 3600.0
+_EXPIRE_EVERY_S = 60.0
+_BREATH_S = 0.1
+"""Between two slices of what expires, for everybody else."""
 _RENEW_WITHIN_DAYS = 4.0
 """A timestamp lasts a week: this leaves days to notice that it is not renewed."""
 _log = logging.getLogger("edgegen.fleet")
@@ -77,8 +87,9 @@ def make_app(
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         handler.writer = Writer(site.store)
+        handler.intake = Intake(handler.writer, clock)
         jobs = (
-            *(handler.tick_forever(tick_s), handler.renew_forever()),
+            *(handler.tick_forever(tick_s), handler.renew_forever(), handler.expire_forever()),
             *(handler.watch_forever(tick_s), handler.deliver_forever()),
         )
         work = [asyncio.create_task(job) for job in jobs]
@@ -102,6 +113,7 @@ def make_app(
         Route(f"{root}/cancelAction/{{action:number}}", handler.cancelation),
         Route(f"{root}/cancelAction/{{action:number}}/feedback", handler.cancel_feedback, methods=["POST"]),
         Route(f"{root}/installedBase/{{action:number}}", handler.installed),
+        Route(INGEST_PATH, handler.reports, methods=["POST"]),
         Route("/v1/{operation}", handler.operate, methods=["POST"]),
     ]
     routes += [
@@ -117,6 +129,7 @@ class _Handlers:
         self.public_url = public_url.rstrip("/") if public_url else None
         self.watch = Watch(site.folder, clock)
         self.writer: Writer
+        self.intake: Intake
 
     async def tick_forever(self, tick_s: float) -> None:
         while True:
@@ -165,6 +178,24 @@ class _Handlers:
                 _log.exception("the repository is not renewed")
             await asyncio.sleep(_RENEW_EVERY_S)
 
+    async def expire_forever(self) -> None:
+        """Throw telemetry away when its time is over, a slice at a time."""
+        swept_s = -_SWEEP_EVERY_S
+        while True:
+            more = False
+            try:
+                more, texts = await self._do(lambda tx: expire(tx, self.clock()))
+                if texts and not more:
+                    self.writer.clear_log()
+                if time.monotonic() - swept_s >= _SWEEP_EVERY_S:
+                    swept_s = time.monotonic()
+                    await self._do(lambda tx: sweep(tx, self.clock()))
+            except EdgegenError as error:
+                _log.error("%s", error)
+            except Exception:
+                _log.exception("telemetry does not expire")
+            await asyncio.sleep(_BREATH_S if more else _EXPIRE_EVERY_S)
+
     def _tick(self, tx: Transaction, tick_s: float) -> None:
         now_s = self.clock()
         note_life(tx, now_s, tick_s, self.poll_s)
@@ -179,7 +210,7 @@ class _Handlers:
         return await _answered(look())
 
     async def metrics(self, request: Request) -> Response:
-        text = await self._do(lambda tx: describe_fleet(tx, self.clock(), self.poll_s))
+        text = await self._do(lambda tx: describe_fleet(tx, self.clock(), self.poll_s) + describe_reports(tx))
         return Response(text, media_type="text/plain; version=0.0.4")
 
     async def enrol(self, request: Request) -> Response:
@@ -245,6 +276,23 @@ class _Handlers:
             Feedback,
         )
 
+    async def reports(self, request: Request) -> Response:
+        """A device's telemetry; answered when it is committed."""
+
+        async def run() -> Ack:
+            name, token = request.path_params["device"], _credential(request, "TargetToken")
+            if request.headers.get("content-encoding", "identity").strip().lower() not in ("gzip", "identity"):
+                raise RequestError(415, "a batch is gzip or plain")
+
+            def admission(tx: Transaction) -> Row:
+                return device_of(tx, name, token)
+
+            await self.intake.admit(admission)
+            with self.intake.place():
+                return await self.intake.take(await _bytes(request, MOST_PACKED_BYTES), admission)
+
+        return await _answered(run())
+
     async def operate(self, request: Request) -> Response:
         async def operate() -> Any:
             name = request.path_params["operation"]
@@ -254,11 +302,14 @@ class _Handlers:
             if found is None or found.local:
                 raise RequestError(404, "no such operation")
             asked = await _body(request, found.asks, _MOST_OPERATOR_BYTES)
-            return await self._do(
+            done = await self._do(
                 lambda tx: found.carry_out(
                     tx, self.clock(), f"operator:{operator_of(tx, token)}", asked, self.site.folder
                 )
             )
+            if found.erases:
+                self.writer.clear_log()
+            return done
 
         return await _answered(operate())
 
@@ -328,7 +379,7 @@ async def _answered(work: Awaitable[Any]) -> Response:
 
 def _refusal(status: int, message: str, hint: str = "") -> Response:
     body = {"error": message} | ({"hint": hint} if hint else {})
-    headers = {"www-authenticate": "TargetToken"} if status == 401 else {}
+    headers = {401: {"www-authenticate": "TargetToken"}, 503: {"retry-after": "5"}}.get(status, {})
     return Response(msgspec.json.encode(body), status, headers, media_type="application/json")
 
 
@@ -355,6 +406,19 @@ async def _body(request: Request, kind: type[T], most_bytes: int = _MOST_BYTES) 
     Raises:
         RequestError: 413 too long, 408 too slow, 400 not what it should be.
     """
+    data = await _bytes(request, most_bytes)
+    try:
+        return msgspec.json.decode(data or b"{}", type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise RequestError(400, str(error)) from error
+
+
+async def _bytes(request: Request, most_bytes: int) -> bytes:
+    """A request's body.
+
+    Raises:
+        RequestError: 413 too long, 408 too slow.
+    """
     data = bytearray()
     try:
         async with asyncio.timeout(_BODY_PATIENCE_S):
@@ -364,7 +428,4 @@ async def _body(request: Request, kind: type[T], most_bytes: int = _MOST_BYTES) 
                     raise RequestError(413, f"more than {most_bytes} bytes")
     except TimeoutError as error:
         raise RequestError(408, "the request took too long") from error
-    try:
-        return msgspec.json.decode(bytes(data) or b"{}", type=kind)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise RequestError(400, str(error)) from error
+    return bytes(data)

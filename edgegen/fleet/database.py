@@ -20,7 +20,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, TypeVar
 
-from edgegen.errors import ConfigError, DeviceError, NetworkError, UnsupportedError
+from edgegen.errors import ConfigError, DeviceError, EdgegenError, NetworkError, UnsupportedError
 from edgegen.fleet.schema import prepare
 from edgegen.fleet.transaction import Row, Transaction, Value
 
@@ -49,13 +49,23 @@ class Database:
         self._connection: _Sqlite | _Postgres = (
             _Postgres(url) if url.startswith(("postgresql://", "postgres://")) else _Sqlite(_sqlite_path(url))
         )
-        with self.transaction() as tx:
-            prepare(tx)
+        try:
+            with self.transaction() as tx:
+                prepare(tx)
+        except BaseException:
+            self._connection.close()
+            raise
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[Transaction]:
         """Everything inside is kept, or on an exception nothing is."""
         with self._connection.whole():
+            yield self._connection
+
+    @contextlib.contextmanager
+    def snapshot(self) -> Iterator[Transaction]:
+        """Read one state of the database, for as long as it takes, and write nothing; writers are not held up."""
+        with self._connection.still():
             yield self._connection
 
     @contextlib.contextmanager
@@ -70,50 +80,89 @@ class Database:
         finally:
             self._connection.run("RELEASE SAVEPOINT part")
 
+    def clear_log(self, wait_s: float = 0.0) -> bool:
+        """Outside a transaction: make SQLite's log forget what it holds of deleted rows. False: somebody is reading."""
+        return self._connection.clear_log(wait_s)
+
     def close(self) -> None:
         self._connection.close()
 
 
 class _Sqlite:
+    dialect = "sqlite"
+
     def __init__(self, path: Path) -> None:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             # Autocommit mode: transactions begin and end where this class says so.
             self.raw = sqlite3.connect(path, timeout=_BUSY_S, isolation_level=None, check_same_thread=False)
+            self.raw.execute("PRAGMA auto_vacuum=INCREMENTAL")  # of a new file; an older one stays as it is
+            self.raw.execute("PRAGMA secure_delete=ON")  # what is deleted is overwritten: texts must be gone
             self.raw.execute("PRAGMA journal_mode=WAL")
             self.raw.execute("PRAGMA synchronous=FULL")  # a wave must not be begun twice after a power cut
+        except sqlite3.OperationalError as error:
+            raise ConfigError(f"{path}: {error}", hint="Is it a file that this user may write?") from error
         except sqlite3.DatabaseError as error:
             raise ConfigError(f"{path}: {error}", hint="Name a fleet's database, or a place for a new one.") from error
         except OSError as error:
             raise ConfigError(f"{path}: {error.strerror}") from error
 
     def rows(self, sql: str, *arguments: Value) -> list[Row]:
-        cursor = self.raw.execute(sql, _plain(arguments))
-        names = [column[0] for column in cursor.description or ()]
-        return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
+        try:
+            cursor = self.raw.execute(sql, _plain(arguments))
+            names = [column[0] for column in cursor.description or ()]
+            return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
+        except sqlite3.DatabaseError as error:
+            raise _told(error) from error
 
     def run(self, sql: str, *arguments: Value) -> int:
-        return self.raw.execute(sql, _plain(arguments)).rowcount
+        try:
+            return self.raw.execute(sql, _plain(arguments)).rowcount
+        except sqlite3.DatabaseError as error:
+            raise _told(error) from error
+
+    def many(self, sql: str, rows: Sequence[Sequence[Value]]) -> int:
+        try:
+            return self.raw.executemany(sql, rows).rowcount if rows else 0
+        except sqlite3.DatabaseError as error:
+            raise _told(error) from error
 
     @contextlib.contextmanager
     def whole(self) -> Iterator[None]:
-        try:
-            self.raw.execute("BEGIN IMMEDIATE")
-        except sqlite3.OperationalError as error:
-            raise DeviceError(f"the fleet's database: {error}", hint="Another process holds it; try again.") from error
+        self.run("BEGIN IMMEDIATE")
         try:
             yield
-            self.raw.execute("COMMIT")
+            self.run("COMMIT")
         except BaseException:
             with contextlib.suppress(sqlite3.Error):
                 self.raw.execute("ROLLBACK")
             raise
+
+    @contextlib.contextmanager
+    def still(self) -> Iterator[None]:
+        self.run("BEGIN")
+        try:
+            yield
+        finally:
+            with contextlib.suppress(sqlite3.Error):
+                self.raw.execute("ROLLBACK")
+
+    def clear_log(self, wait_s: float) -> bool:
+        self.run(f"PRAGMA busy_timeout={int(wait_s * 1000)}")
+        try:
+            return not self.rows("PRAGMA wal_checkpoint(TRUNCATE)")[0]["busy"]
+        except DeviceError:  # it is locked
+            return False
+        finally:
+            self.run(f"PRAGMA busy_timeout={int(_BUSY_S * 1000)}")
 
     def close(self) -> None:
         self.raw.close()
 
 
 class _Postgres:
+    dialect = "postgresql"
+
     def __init__(self, url: str) -> None:
         try:
             import psycopg
@@ -142,20 +191,43 @@ class _Postgres:
     def run(self, sql: str, *arguments: Value) -> int:
         return int(self.raw.execute(sql.replace("?", "%s"), _plain(arguments)).rowcount)
 
+    def many(self, sql: str, rows: Sequence[Sequence[Value]]) -> int:
+        if not rows:
+            return 0
+        with self.raw.cursor() as cursor:
+            cursor.executemany(sql.replace("?", "%s"), rows)
+            return int(cursor.rowcount)
+
     @contextlib.contextmanager
     def whole(self) -> Iterator[None]:
+        with self._answering(), self.raw.transaction():
+            self.raw.execute("SELECT pg_advisory_xact_lock(%s)", (_LOCK_KEY,))
+            yield
+
+    @contextlib.contextmanager
+    def still(self) -> Iterator[None]:
+        with self._answering(), self.raw.transaction():
+            self.raw.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+            yield
+
+    @contextlib.contextmanager
+    def _answering(self) -> Iterator[None]:
         if self.raw.closed:  # the server went away in an earlier transaction
             self._open()
         try:
-            with self.raw.transaction():
-                self.raw.execute("SELECT pg_advisory_xact_lock(%s)", (_LOCK_KEY,))
-                yield
+            yield
         except self._psycopg.OperationalError as error:
             self.raw.close()
             raise NetworkError(f"the fleet's database: {str(error).strip().splitlines()[0]}") from error
 
+    def clear_log(self, wait_s: float) -> bool:
+        return True  # the server's own affair
+
     def close(self) -> None:
         self.raw.close()
+
+
+_Job = tuple[Callable[[Transaction], Any], Future[Any]]
 
 
 class Writer:
@@ -164,7 +236,8 @@ class Writer:
     def __init__(self, url: str) -> None:
         """Open the database (see `Database`) and start the thread."""
         self._database = Database(url)
-        self._jobs: queue.SimpleQueue[tuple[Callable[[Transaction], Any], Future[Any]] | None] = queue.SimpleQueue()
+        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._log_to_clear = threading.Event()
         self._thread = threading.Thread(target=self._work, name="fleet-writer", daemon=True)
         self._thread.start()
 
@@ -173,6 +246,14 @@ class Writer:
         future: Future[T] = Future()
         self._jobs.put((job, future))
         return future
+
+    def waiting(self) -> int:
+        """Jobs that are not begun, about."""
+        return self._jobs.qsize()
+
+    def clear_log(self) -> None:
+        """See `Database.clear_log`; soon, between two transactions."""
+        self._log_to_clear.set()
 
     def close(self) -> None:
         """Finish what was submitted, then stop."""
@@ -188,10 +269,14 @@ class Writer:
             jobs = [job for job in batch if job is not None]
             # Whoever asked may have gone away while it waited; once it runs, nobody can call it off.
             self._commit([(job, future) for job, future in jobs if future.set_running_or_notify_cancel()])
+            if self._log_to_clear.is_set():
+                with contextlib.suppress(EdgegenError):  # tried again after the next jobs
+                    if self._database.clear_log():
+                        self._log_to_clear.clear()
             if len(jobs) < len(batch):
                 return
 
-    def _commit(self, jobs: Sequence[tuple[Callable[[Transaction], Any], Future[Any]]]) -> None:
+    def _commit(self, jobs: Sequence[_Job]) -> None:
         results: list[tuple[Future[Any], Any, Exception | None]] = []
         try:
             with self._database.transaction() as tx:
@@ -208,6 +293,21 @@ class Writer:
                 future.set_result(value)
             else:
                 future.set_exception(failure)
+
+
+def _told(error: sqlite3.DatabaseError) -> Exception:
+    """What is wrong with the file or the disk as one line; anything else is a mistake in this program and stays it."""
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+        return ConfigError(
+            f"the fleet's database is damaged: {error}",
+            hint="Bring back a copy; `sqlite3 FILE .recover` saves the rest.",
+        )
+    if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        return DeviceError(f"the fleet's database: {error}", hint="Another process holds it; try again.")
+    if code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN):
+        return DeviceError(f"the fleet's database: {error}", hint="Is there room on the disk, and may this user write?")
+    return error
 
 
 def _sqlite_path(url: str) -> Path:

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from edgegen.errors import ConfigError, NetworkError
+from edgegen.errors import ConfigError, DeviceError, NetworkError
 from edgegen.fleet.database import Database
 from edgegen.fleet.operations import operation
 from edgegen.fleet.site import open_site
@@ -26,6 +26,7 @@ from edgegen.records.base import Record
 
 TOKEN_VARIABLE = "EDGEGEN_FLEET_TOKEN"
 _PATIENCE_S = 30.0
+_LOG_PATIENCE_S = 5.0
 
 
 class Fleet(Protocol):
@@ -51,8 +52,15 @@ class LocalFleet:
 
     def do(self, name: str, asked: Record) -> Any:
         try:
+            found = operation(name)
             with self._database.transaction() as tx:
-                return operation(name).carry_out(tx, time.time(), f"operator:{_user()}", asked, self._site)
+                done = found.carry_out(tx, time.time(), f"operator:{_user()}", asked, self._site)
+            if found.erases and not self._database.clear_log(_LOG_PATIENCE_S):
+                raise DeviceError(
+                    f"{name}: done, but the database's log still holds what was there, as somebody is reading it",
+                    hint="Do it again when that has ended.",
+                )
+            return done
         except OverflowError as error:
             raise ConfigError(f"{name}: a number is too large", hint="Numbers have at most 18 digits.") from error
 

@@ -24,6 +24,7 @@ from edgegen.fleet.monitoring.hard import count_withheld, read_hard, read_missin
 from edgegen.fleet.monitoring.outputs import read_outputs
 from edgegen.fleet.monitoring.window import check_window
 from edgegen.fleet.release import add_release, find_release
+from edgegen.fleet.telemetry.retention import Erased, Keep, Lifetimes, erase_texts, keep
 from edgegen.fleet.transaction import Transaction
 from edgegen.fleet.views import read_actions, read_devices, read_rollout, read_rollouts
 from edgegen.records.base import Record
@@ -123,6 +124,8 @@ class Operation:
     """Only on the site itself, never over HTTP."""
     on_site: bool = False
     """Looks into the site's folder, too."""
+    erases: bool = False
+    """What it deletes must be gone from the database's log, too."""
 
     def carry_out(self, tx: Transaction, now_s: float, who: str, asked: Any, site: Path | None = None) -> Any:
         """Run it.
@@ -222,6 +225,13 @@ OPERATIONS: dict[str, Operation] = {
         WhichDevice,
         type(None),
         lambda tx, now_s, who, asked: rollouts.revoke_device(tx, now_s, who, device=asked.device),
+    ),
+    "retention": Operation(Keep, Lifetimes, lambda tx, now_s, who, asked: keep(tx, now_s, who, asked)),
+    "forget-text": Operation(
+        WhichDevice,
+        Erased,
+        lambda tx, now_s, who, asked: erase_texts(tx, now_s, who, asked.device),
+        erases=True,
     ),
     "enrolment-token": Operation(Admit, str, _enrolment_token),
     "operator": Operation(

@@ -1,5 +1,8 @@
 """The fleet's tables, and the numbers that rows get.
 
+A database knows its schema (`meta`). A version adds a step that brings the one before to its own; a new database takes
+all of them. A database of a later version is left alone.
+
 Times are seconds since 1970 by the server's clock (suffix `_s`). Tokens are never stored, only their SHA-256: they are
 random and long, so a plain digest cannot be reversed.
 """
@@ -7,13 +10,14 @@ random and long, so a plain digest cannot be reversed.
 from __future__ import annotations
 
 from edgegen.errors import ConfigError
-from edgegen.fleet.monitoring.schema import TABLES as MONITORING
+from edgegen.fleet.monitoring.schema import monitoring_tables
+from edgegen.fleet.telemetry.schema import telemetry_tables
 from edgegen.fleet.transaction import Transaction
 
-SCHEMA = 1
+SCHEMA = 3
 
-_TABLES = (
-    "CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL)",
+_META = "CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL)"
+_DELIVERY = (
     "CREATE TABLE IF NOT EXISTS counters (name TEXT PRIMARY KEY, value BIGINT NOT NULL)",
     """CREATE TABLE IF NOT EXISTS enrolment_tokens (
         digest TEXT PRIMARY KEY, label TEXT NOT NULL, grp TEXT NOT NULL, created_s DOUBLE PRECISION NOT NULL,
@@ -48,24 +52,41 @@ _TABLES = (
 
 
 def prepare(tx: Transaction) -> None:
-    """Make the tables that are missing.
+    """Bring the database to this version's schema.
 
     Raises:
-        ConfigError: the database was written by a later version.
+        ConfigError: it was written by a later version.
     """
-    for statement in (*_TABLES, *MONITORING):
-        tx.run(statement)
-    tx.run("INSERT INTO meta (key, value) VALUES ('schema', ?) ON CONFLICT DO NOTHING", str(SCHEMA))
-    found = tx.rows("SELECT value FROM meta WHERE key = 'schema'")[0]["value"]
-    if int(found) > SCHEMA:
+    found = _schema(tx)
+    if found == SCHEMA:
+        return
+    if found > SCHEMA:
         raise ConfigError(f"the fleet's database has schema {found}, this edgegen knows {SCHEMA}", hint="Update it.")
-
-
-def next_id(tx: Transaction, name: str) -> int:
-    """The next number of a kind, from 1; never used twice."""
-    (row,) = tx.rows(
-        "INSERT INTO counters (name, value) VALUES (?, 1) "
-        "ON CONFLICT (name) DO UPDATE SET value = counters.value + 1 RETURNING value",
-        name,
+    steps = (_DELIVERY, telemetry_tables(tx.dialect), monitoring_tables())
+    for step in steps[found:]:
+        for statement in step:
+            tx.run(statement)
+    tx.run(
+        "INSERT INTO meta (key, value) VALUES ('schema', ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value",
+        str(SCHEMA),
     )
-    return int(row["value"])
+
+
+def _schema(tx: Transaction) -> int:
+    """The database's, 0 for an empty one."""
+    tx.run(_META)
+    rows = tx.rows("SELECT value FROM meta WHERE key = 'schema'")
+    try:
+        return int(rows[0]["value"]) if rows else 0
+    except ValueError as error:
+        raise ConfigError(f"the fleet's database has schema {rows[0]['value']!r}, which is none") from error
+
+
+def next_id(tx: Transaction, name: str, count: int = 1) -> int:
+    """The next number of a kind, from 1; never used twice. With a count, the first of so many."""
+    (row,) = tx.rows(
+        "INSERT INTO counters (name, value) VALUES (?, ?) "
+        "ON CONFLICT (name) DO UPDATE SET value = counters.value + excluded.value RETURNING value",
+        *(name, count),
+    )
+    return int(row["value"]) - count + 1

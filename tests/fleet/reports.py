@@ -8,7 +8,8 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from edgegen.fleet.telemetry.schema import REPORTS, telemetry_tables
+from edgegen.fleet.schema import next_id
+from edgegen.fleet.telemetry.schema import REPORTS
 from edgegen.fleet.transaction import Transaction
 from tests.fleet.site import Desk
 
@@ -48,20 +49,8 @@ class Reports:
 
     def __init__(self, desk: Desk) -> None:
         self.desk = desk
-        self.dialect = "postgresql" if desk.database.url.startswith("postgres") else "sqlite"
         self.served: dict[str, int] = {}
         self._waiting: list[tuple[str, dict[str, Any]]] | None = None
-        desk.run(self._prepare)
-
-    def _prepare(self, tx: Transaction) -> None:
-        try_tables = (
-            "SELECT tablename AS name FROM pg_tables"
-            if self.dialect == "postgresql"
-            else "SELECT name FROM sqlite_master"
-        )
-        if "generations" not in {row["name"] for row in tx.rows(try_tables)}:
-            for statement in telemetry_tables(self.dialect):
-                tx.run(statement)
 
     def device(
         self, device: str, group: str = "kitchen", *, release: str = "", seen_s: float | None = -1, **told: str
@@ -88,7 +77,6 @@ class Reports:
         number = next(_numbers)
         at_s = self.desk.now_s if at_s is None else at_s
         row = {
-            "cursor": number,
             "stream": 1,
             "seq": number,
             "device": device,
@@ -129,4 +117,6 @@ class Reports:
 
 
 def _insert(tx: Transaction, table: str, row: dict[str, Any]) -> None:
+    if table in REPORTS:
+        row = {"cursor": next_id(tx, f"cursor:{table}"), **row}
     tx.run(f"INSERT INTO {table} ({', '.join(row)}) VALUES ({', '.join('?' * len(row))})", *row.values())

@@ -14,10 +14,10 @@ from collections.abc import Callable
 
 import msgspec
 
-from edgegen.fleet.monitoring.events import add_event
 from edgegen.fleet.monitoring.measures import Measures
 from edgegen.fleet.monitoring.rules import EVERY_GROUP, AlertRules, Rule
 from edgegen.fleet.schema import next_id
+from edgegen.fleet.telemetry.store import add_event
 from edgegen.fleet.transaction import Row, Transaction
 from edgegen.records.base import Record
 from edgegen.records.monitor import Alert

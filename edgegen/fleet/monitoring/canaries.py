@@ -16,9 +16,9 @@ from typing import Any
 from edgegen.bundle.layout import blob_file
 from edgegen.errors import ConfigError
 from edgegen.fleet.monitoring.drift import canary_fault
-from edgegen.fleet.monitoring.events import add_event
 from edgegen.fleet.monitoring.releases import read_manifest
 from edgegen.fleet.schema import next_id
+from edgegen.fleet.telemetry.store import add_event
 from edgegen.fleet.transaction import Row, Transaction
 from edgegen.records.bundle import Manifest
 from edgegen.records.monitor import AskComparison, CanaryRow

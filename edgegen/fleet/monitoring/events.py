@@ -7,7 +7,6 @@ events' cursor), so that a tail misses nothing of either, whatever times the row
 from __future__ import annotations
 
 from edgegen.errors import ConfigError
-from edgegen.fleet.schema import next_id
 from edgegen.fleet.transaction import Row, Transaction, Value
 from edgegen.records.monitor import AskEvents, EventRow
 
@@ -15,17 +14,6 @@ _SHIFT = 1 << 31
 LEVELS = ("info", "warning", "error")
 MOST_ROWS = 10_000
 _LEVEL_OF = {"failed": "error", "timed-out": "warning", "aborted": "warning", "paused": "warning", "revoked": "warning"}
-
-
-def add_event(
-    tx: Transaction, at_s: float, *, level: str, what: str, detail: str = "", device: str = "", group: str = ""
-) -> None:
-    """Write down something that the server itself has to say."""
-    tx.run(
-        "INSERT INTO events (cursor, device, at_s, received_s, late, level, what, detail, release, grp) "
-        "VALUES (?, ?, ?, ?, 0, ?, ?, ?, '', ?)",
-        *(next_id(tx, "events"), device, at_s, at_s, level, what, detail, group),
-    )
 
 
 def read_events(tx: Transaction, now_s: float, ask: AskEvents) -> tuple[EventRow, ...]:

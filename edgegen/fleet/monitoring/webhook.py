@@ -14,8 +14,8 @@ import urllib.error
 import urllib.request
 from typing import Any
 
-from edgegen.fleet.monitoring.events import add_event
 from edgegen.fleet.monitoring.rules import Webhook, webhook_address, webhook_secret
+from edgegen.fleet.telemetry.store import add_event
 from edgegen.fleet.transaction import Row, Transaction
 
 SIGNATURE = "X-Edgegen-Signature"

@@ -86,6 +86,8 @@ _INDEXES = (
     *((table, "at_s", "") for table in ("generations", "samples", "feedback", "canaries", "events", "embeddings")),
     ("generations", "served, at_s", ""),
 )
+_COMMENTS = "CREATE INDEX feedback_with_comment ON feedback (cursor) WHERE comment <> ''"
+"""What retention looks for."""
 
 _TABLES = (
     # One for each spool that a device ever had.
@@ -129,4 +131,4 @@ def telemetry_tables(dialect: str) -> tuple[str, ...]:
         f"CREATE {unique}INDEX {name}_by_{columns.replace(', ', '_')} ON {name} ({columns})"
         for name, columns, unique in _INDEXES
     )
-    return (*_TABLES, *tables, *indexes)
+    return (*_TABLES, *tables, *indexes, _COMMENTS)
