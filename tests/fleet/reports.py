@@ -60,7 +60,7 @@ class Reports:
             lambda tx: tx.run(
                 "INSERT INTO devices (device, grp, token_digest, attributes, running, enrolled_s, seen_s, revoked) "
                 "VALUES (?, ?, '', ?, ?, ?, ?, 0)",
-                *(device, group, json.dumps(told), release, self.desk.now_s - 86400.0 * 60),
+                *(device, group, json.dumps(told), release, self.desk.now_s - 86400.0 * 5),
                 self.desk.now_s if seen_s == -1 else seen_s,
             )
         )
