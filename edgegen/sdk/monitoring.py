@@ -38,7 +38,7 @@ from edgegen.records.monitor import (
 class Pulled(msgspec.Struct, frozen=True):
     """A data set of hard prompts."""
 
-    path: Path
+    path: str
     rows: int
     why: dict[str, int]
     """Reason → rows."""
@@ -210,7 +210,7 @@ def pull_hard_prompts(
         }
         lines.append(msgspec.json.encode(row) + b"\n")
     write_bytes(path, b"".join(lines))
-    return Pulled(path, len(texts), counts, withheld)
+    return Pulled(str(path), len(texts), counts, withheld)
 
 
 def _ask(where: str, store: str | None, name: str, asked: Any) -> Any:

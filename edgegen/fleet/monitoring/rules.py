@@ -100,11 +100,12 @@ DEFAULTS = AlertRules(
 )
 
 
-def load_rules(site: Path | None) -> AlertRules:
+def load_rules(site: Path | None, *, sends: bool = True) -> AlertRules:
     """A site's rules.
 
     Args:
         site: its folder; None: the shipped rules.
+        sends: whether this process will call the webhook, so that its environment must hold what that needs.
 
     Raises:
         ConfigError: the file is wrong, or an environment variable that it names is not set.
@@ -121,7 +122,7 @@ def load_rules(site: Path | None) -> AlertRules:
         if rule.name in seen:
             raise ConfigError(f"{path}: two rules are called {rule.name!r}", hint="Give each its own name.")
         seen.add(rule.name)
-    if found.webhook is not None:
+    if found.webhook is not None and sends:
         webhook_address(found.webhook, where=str(path))
         webhook_secret(found.webhook, where=str(path))
     return found

@@ -137,4 +137,4 @@ def evaluate_if_nobody_did(tx: Transaction, now_s: float, site: Path | None) -> 
         return
     if site is None and rows:
         return
-    evaluate(tx, now_s, load_rules(site) if site else DEFAULTS)
+    evaluate(tx, now_s, load_rules(site, sends=False) if site else DEFAULTS)
