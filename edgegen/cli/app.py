@@ -27,6 +27,7 @@ from edgegen.cli import (
     profiles,
     repo,
     run,
+    telemetry,
     verify,
 )
 from edgegen.cli.render import fail
@@ -51,6 +52,7 @@ app.add_typer(repo.app, name="repo")
 app.command("bench")(bench.bench)
 app.command("deploy")(deploy.deploy)
 app.add_typer(device.app, name="device", help="Set devices up over ssh.")
+fleet.app.add_typer(telemetry.app)
 app.add_typer(fleet.app, name="fleet", help="Bring releases to many devices: serve, let devices in, steer rollouts.")
 app.command("monitor")(monitor.monitor)
 app.add_typer(

@@ -40,6 +40,12 @@ EXTRAS: dict[str, tuple[str, dict[str, str]]] = {
     "litert-lm": ("verify .litertlm files in LiteRT-LM", {"litert_lm": "litert-lm-api"}),
     "monitor": ("the terminal monitor (to come)", {"textual": "textual"}),
     "sign": ("sign releases, and renew a repository's timestamp", {"cryptography": "cryptography"}),
+    "parquet": ("export a fleet's telemetry as Parquet", {"pyarrow": "pyarrow"}),
+    "mqtt": ("take telemetry in through an MQTT broker", {"paho": "paho-mqtt"}),
+    "otlp": (
+        "pass telemetry on to an OpenTelemetry collector",
+        {"opentelemetry": "opentelemetry-exporter-otlp-proto-http"},
+    ),
     "postgres": ("a fleet's store on PostgreSQL", {"psycopg": "psycopg"}),
 }
 """Extra → (what it gives, {module: distribution})."""

@@ -56,6 +56,10 @@ def serve(
     behind_proxy: Annotated[bool, typer.Option("--behind-proxy", help="Something in front ends TLS.")] = False,
     public_url: Annotated[str | None, typer.Option("--public-url", help="What devices call this server.")] = None,
     poll: Annotated[float, typer.Option("--poll", help="Seconds between a device's polls.")] = 60.0,
+    mqtt: Annotated[str | None, typer.Option("--mqtt", help="Also take reports from a broker, mqtt://host.")] = None,
+    otlp: Annotated[
+        str | None, typer.Option("--otlp", help="Pass reports on to a collector, http://collector:4318.")
+    ] = None,
 ) -> None:
     """Serve the repository, the devices and the operators, until stopped. It may be killed and started at any time."""
     from pathlib import Path
@@ -76,6 +80,8 @@ def serve(
         behind_proxy=behind_proxy,
         public_url=public_url,
         poll_s=poll,
+        mqtt=mqtt,
+        otlp=otlp,
         ready=ready,
     )
 

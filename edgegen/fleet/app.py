@@ -14,7 +14,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -42,8 +42,10 @@ from edgegen.fleet.request_error import RequestError
 from edgegen.fleet.rollouts import advance_all, forgive_outage
 from edgegen.fleet.site import PARTS, Site
 from edgegen.fleet.telemetry.batches import MOST_PACKED_BYTES
+from edgegen.fleet.telemetry.broker import Broker, parse_address
 from edgegen.fleet.telemetry.intake import Intake
 from edgegen.fleet.telemetry.metrics import describe_reports
+from edgegen.fleet.telemetry.otlp import check_collector, pass_on_forever
 from edgegen.fleet.telemetry.retention import expire, sweep
 from edgegen.fleet.transaction import Row, Transaction
 from edgegen.records.deployment import RUNNING_HEADER, TENANT, Attributes, Enrolled, Enrolment, Feedback
@@ -69,7 +71,14 @@ _log = logging.getLogger("edgegen.fleet")
 
 
 def make_app(
-    site: Site, *, poll_s: float = 60.0, tick_s: float = 1.0, public_url: str | None = None, clock: Clock = time.time
+    site: Site,
+    *,
+    poll_s: float = 60.0,
+    tick_s: float = 1.0,
+    public_url: str | None = None,
+    clock: Clock = time.time,
+    mqtt: str | None = None,
+    otlp: str | None = None,
 ) -> Starlette:
     """The ASGI application of a site.
 
@@ -78,24 +87,34 @@ def make_app(
         tick_s: seconds between looks at deadlines and soaking times.
         public_url: what devices call the server; None: what each request was addressed to.
         clock: seconds since 1970.
+        mqtt: URL of a broker that brings reports, too.
+        otlp: URL of an OpenTelemetry collector that they are passed on to.
 
     Raises:
-        ConfigError: the site's `alerts.toml` is wrong.
+        ConfigError, UnsupportedError: a URL is none, what it needs is not installed, or `alerts.toml` is wrong.
     """
+    broker = parse_address(mqtt) if mqtt else None
+    collector = check_collector(otlp) if otlp else None
     handler = _Handlers(site, poll_s, public_url, clock)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         handler.writer = Writer(site.store)
         handler.intake = Intake(handler.writer, clock)
-        jobs = (
+        jobs: list[Coroutine[Any, Any, None]] = [
             *(handler.tick_forever(tick_s), handler.renew_forever(), handler.expire_forever()),
             *(handler.watch_forever(tick_s), handler.deliver_forever()),
-        )
+            *([pass_on_forever(collector, handler._do)] if collector else []),
+        ]
         work = [asyncio.create_task(job) for job in jobs]
+        reports = Broker(broker, handler.intake) if broker else None
+        if reports:
+            reports.start()
         try:
             yield
         finally:
+            if reports:
+                await reports.stop()
             for task in work:
                 task.cancel()
             await asyncio.gather(*work, return_exceptions=True)

@@ -23,6 +23,8 @@ def serve(
     public_url: str | None = None,
     poll_s: float = 60.0,
     tick_s: float = 1.0,
+    mqtt: str | None = None,
+    otlp: str | None = None,
     ready: Callable[[str], None] = lambda url: None,
 ) -> None:
     """Serve a site's repository, its devices and its operators.
@@ -31,11 +33,14 @@ def serve(
         port: 0 takes a free one.
         certificate, key: PEM files; both or none.
         behind_proxy: something in front of this ends TLS.
+        mqtt: URL of a broker that brings devices' reports, too (see `telemetry.broker`).
+        otlp: URL of an OpenTelemetry collector that reports are passed on to (see `telemetry.otlp`).
         ready: called with the URL as soon as connections are taken.
 
     Raises:
         ConfigError: tokens would cross a network in clear text, or one of certificate and key is missing.
         NetworkError: the address is taken.
+        UnsupportedError: what MQTT or OpenTelemetry needs is not installed.
     """
     if (certificate is None) != (key is None):
         raise ConfigError("TLS needs both a certificate and a key", hint="Name both, or neither.")
@@ -57,8 +62,8 @@ def serve(
     from edgegen.fleet.app import make_app
 
     Database(site.store).close()  # what is wrong with it is said here, in one line
+    app = make_app(site, poll_s=poll_s, tick_s=tick_s, public_url=public_url, mqtt=mqtt, otlp=otlp)
     listener = _listen(host, port)
-    app = make_app(site, poll_s=poll_s, tick_s=tick_s, public_url=public_url)
     config = uvicorn.Config(
         app,
         log_level="warning",
