@@ -9,13 +9,18 @@
     ├── DeviceError                 7   the machine: disk, memory, runtime
     └── NetworkError                8   try again later
 
-An infeasible plan and a failing report are values (`records.plan.Infeasible`, `records.report.Report`);
-only the command line turns them into exits. A third party's exception is wrapped where it was met.
+An infeasible plan, a failing report and an alert are values (`records.plan.Infeasible`, `records.report.Report`,
+`records.monitor.Alert`); only the command line turns them into exits. `edgegen monitor --once` has an exit code of its
+own, 9, for a look at a fleet that succeeded and found an alert firing. A third party's exception is wrapped where it
+was met.
 """
 
 from __future__ import annotations
 
 from enum import StrEnum
+
+ALERT_EXIT_CODE = 9
+"""Of `edgegen monitor --once` while an alert fires."""
 
 
 class Fault(StrEnum):

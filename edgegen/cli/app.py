@@ -27,6 +27,7 @@ from edgegen.cli import (
     keys,
     learn,
     models,
+    monitor,
     pack,
     plan,
     profiles,
@@ -64,6 +65,7 @@ app.add_typer(device.app, name="device", help="Set devices up over ssh.")
 fleet.app.add_typer(telemetry.app)
 app.add_typer(fleet.app, name="fleet", help="Bring releases to many devices: serve, let devices in, steer rollouts.")
 app.command("learn")(learn.learn)
+app.command("monitor")(monitor.monitor)
 app.add_typer(
     emulate.app, name="emulate", help="Run artifacts on a device's own processor core: set it up, say what is."
 )

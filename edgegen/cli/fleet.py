@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from edgegen.cli import options
-from edgegen.cli.render import write_json
+from edgegen.cli.render import write_json, write_table
 from edgegen.common.units import format_seconds
 
 if TYPE_CHECKING:
@@ -143,7 +142,7 @@ def devices(
             if view.action.state == "running" and view.action.phase:
                 update += f", {view.action.phase}"
         rows.append((view.device, view.group, "revoked" if view.revoked else seen, _running(view), update))
-    _table(rows)
+    write_table(rows)
 
 
 @app.command("rollouts")
@@ -166,7 +165,7 @@ def rollouts(
         confirmed = sum(wave.states.get("confirmed", 0) for wave in one.waves)
         state = one.state if one.kind == "update" else f"{one.state} (rollback)"
         rows.append((str(one.id), f"{one.name} {one.version}", one.group, state, f"{confirmed}/{total}", one.reason))
-    _table(rows)
+    write_table(rows)
 
 
 @app.command("rollout")
@@ -265,7 +264,45 @@ def audit(
     for entry in found:
         when = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(entry.at_s))
         rows.append((when, entry.who, entry.what, entry.subject, entry.detail))
-    _table(rows)
+    write_table(rows)
+
+
+@app.command("pull")
+def pull(
+    where: Where,
+    out: Annotated[str, typer.Option("--out", "-o", help="The file to write, like hard.jsonl.", show_default=False)],
+    why: Annotated[str, typer.Option("--why", help="Only these: low confidence, thumbs down, error or drifted.")] = "",
+    window: Annotated[str, typer.Option("--window", help="How far back, like 24h or 7d.")] = "7d",
+    group: Annotated[str, typer.Option("--group", "-g", help="Only this group.")] = "",
+    device: Annotated[str, typer.Option("--device", help="Only this one.")] = "",
+    release: Annotated[str, typer.Option("--release", help="Only this one's, by its digest.")] = "",
+    limit: Annotated[int, typer.Option("--limit", help="At most so many, the latest.")] = 1000,
+    store: Store = None,
+    json: options.Json = False,
+) -> None:
+    """Pull prompts that the model found hard as a data set for `edgegen compress --data` and training.
+
+    Only texts that devices' privacy lets out; how many were withheld is said.
+    """
+    from edgegen.common.units import parse_seconds
+    from edgegen.sdk.monitoring import pull_hard_prompts
+
+    pulled = pull_hard_prompts(
+        *(where, out),
+        why=why,
+        window_s=parse_seconds(window, what="--window"),
+        group=group,
+        device=device,
+        release=release,
+        limit=limit,
+        store=store,
+    )
+    if json:
+        write_json(pulled)
+        return
+    reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(pulled.why.items()))
+    withheld = sum(pulled.withheld.values())
+    sys.stdout.write(f"{pulled.path}: {pulled.rows} prompts ({reasons}); {withheld} withheld by devices' privacy\n")
 
 
 @app.command("trace")
@@ -297,7 +334,7 @@ def trace(
             ("runs on", devices, ""),
             ("answers", f"{one.answers:,} reported", ""),
         ]
-        _table(rows)
+        write_table(rows)
 
 
 def _do(where: str, store: str | None, operation: str, asked: Any) -> Any:
@@ -329,16 +366,7 @@ def _show_rollout(found: Rollout, json: bool) -> None:
     for wave in found.waves:
         states = ", ".join(f"{count} {state}" for state, count in sorted(wave.states.items()))
         rows.append((str(wave.number), f"{wave.fraction:.0%}", str(wave.devices), states or "–"))
-    _table(rows)
-
-
-def _table(rows: Sequence[tuple[str, ...]]) -> None:
-    """Columns as wide as they need to be; what devices say cannot steer the terminal."""
-    rows = [tuple("".join(c if c.isprintable() else "�" for c in cell) for cell in row) for row in rows]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    for row in rows:
-        line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        sys.stdout.write(line.rstrip() + "\n")
+    write_table(rows)
 
 
 def _running(view: DeviceView) -> str:

@@ -6,7 +6,7 @@ Progress and talk go to stderr, so that stdout can be piped. Bars appear only wh
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
@@ -123,6 +123,15 @@ def say_learned(profile: str, quiet: bool) -> None:
 
     for line in learned_notes(load_profile(profile)):
         sys.stderr.write(f"{line}\n")
+
+
+def write_table(rows: Sequence[tuple[str, ...]]) -> None:
+    """Rows on stdout, columns as wide as they need to be; what devices say cannot steer the terminal."""
+    rows = [tuple("".join(c if c.isprintable() else "�" for c in cell) for cell in row) for row in rows]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        sys.stdout.write(line.rstrip() + "\n")
 
 
 def write_json(record: Any) -> None:

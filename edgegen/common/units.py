@@ -62,6 +62,19 @@ def parse_positive(text: str, *, what: str) -> float:
     return value
 
 
+def parse_seconds(text: str, *, what: str) -> float:
+    """Turn `90s`, `5m`, `1h`, `24h`, `7d` or a bare number of seconds into seconds (> 0).
+
+    Raises:
+        ConfigError: not a length of time, or not positive.
+    """
+    match = re.fullmatch(r"\s*([0-9]{1,12}(?:\.[0-9]{1,6})?)\s*([smhd]?)\s*", text.lower())
+    value = float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]] if match else 0.0
+    if value <= 0:
+        raise ConfigError(f"{what}: {text[:30]!r} is no length of time", hint="Write it like 5m, 1h, 24h or 7d.")
+    return value
+
+
 def format_bytes(count: float) -> str:
     """Three significant figures with a decimal unit: `4.99 MB`."""
     sign = "-" if count < 0 else ""

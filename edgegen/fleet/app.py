@@ -34,6 +34,8 @@ from edgegen.fleet import controller
 from edgegen.fleet.credentials import device_of, enrol, operator_of
 from edgegen.fleet.database import Writer
 from edgegen.fleet.metrics import describe_fleet
+from edgegen.fleet.monitoring.presence import note_life
+from edgegen.fleet.monitoring.tick import Watch
 from edgegen.fleet.operations import OPERATIONS
 from edgegen.fleet.release import REPOSITORY
 from edgegen.fleet.request_error import RequestError
@@ -58,6 +60,7 @@ _MOST_OPERATOR_BYTES = 16 * 1024 * 1024
 """Of an operator's, which may hold a manifest."""
 _BODY_PATIENCE_S = 20.0
 _RENEW_EVERY_S = 3600.0
+_DELIVER_EVERY_S = 2.0
 _SWEEP_EVERY_S = 3600.0
 _EXPIRE_EVERY_S = 60.0
 _BREATH_S = 0.1
@@ -88,7 +91,7 @@ def make_app(
         otlp: URL of an OpenTelemetry collector that they are passed on to.
 
     Raises:
-        ConfigError, UnsupportedError: a URL is none, or what it needs is not installed.
+        ConfigError, UnsupportedError: a URL is none, what it needs is not installed, or `alerts.toml` is wrong.
     """
     broker = parse_address(mqtt) if mqtt else None
     collector = check_collector(otlp) if otlp else None
@@ -100,6 +103,7 @@ def make_app(
         handler.intake = Intake(handler.writer, clock)
         jobs: list[Coroutine[Any, Any, None]] = [
             *(handler.tick_forever(tick_s), handler.renew_forever(), handler.expire_forever()),
+            *(handler.watch_forever(tick_s), handler.deliver_forever()),
             *([pass_on_forever(collector, handler._do)] if collector else []),
         ]
         work = [asyncio.create_task(job) for job in jobs]
@@ -142,6 +146,7 @@ class _Handlers:
     def __init__(self, site: Site, poll_s: float, public_url: str | None, clock: Clock) -> None:
         self.site, self.poll_s, self.clock = site, poll_s, clock
         self.public_url = public_url.rstrip("/") if public_url else None
+        self.watch = Watch(site.folder, clock)
         self.writer: Writer
         self.intake: Intake
 
@@ -154,6 +159,28 @@ class _Handlers:
             except Exception:
                 _log.exception("a rollout could not be moved")
             await asyncio.sleep(tick_s)
+
+    async def watch_forever(self, tick_s: float) -> None:
+        """Roll up what devices report and look at the rules of alerts."""
+        while True:
+            try:
+                await self.watch.tick(self._do)
+            except EdgegenError as error:
+                _log.error("%s", error)
+            except Exception:
+                _log.exception("monitoring failed")
+            await asyncio.sleep(tick_s)
+
+    async def deliver_forever(self) -> None:
+        """Tell the webhook of alerts, whatever time that takes."""
+        while True:
+            try:
+                await self.watch.deliver(self._do, asyncio.to_thread)
+            except EdgegenError as error:
+                _log.error("%s", error)
+            except Exception:
+                _log.exception("alerts could not be told")
+            await asyncio.sleep(_DELIVER_EVERY_S)
 
     async def renew_forever(self) -> None:
         """Sign the repository's snapshot and timestamp anew before they expire, if their keys are here."""
@@ -190,6 +217,7 @@ class _Handlers:
 
     def _tick(self, tx: Transaction, tick_s: float) -> None:
         now_s = self.clock()
+        note_life(tx, now_s, tick_s, self.poll_s)
         forgive_outage(tx, now_s, tick_s)
         advance_all(tx, now_s)
 
@@ -293,7 +321,11 @@ class _Handlers:
             if found is None or found.local:
                 raise RequestError(404, "no such operation")
             asked = await _body(request, found.asks, _MOST_OPERATOR_BYTES)
-            done = await self._do(lambda tx: found.run(tx, self.clock(), f"operator:{operator_of(tx, token)}", asked))
+            done = await self._do(
+                lambda tx: found.carry_out(
+                    tx, self.clock(), f"operator:{operator_of(tx, token)}", asked, self.site.folder
+                )
+            )
             if found.erases:
                 self.writer.clear_log()
             return done

@@ -106,11 +106,12 @@ class _Sqlite:
             raise ConfigError(f"{path}: {error}", hint="Name a fleet's database, or a place for a new one.") from error
         except OSError as error:
             raise ConfigError(f"{path}: {error.strerror}") from error
-        self.raw.row_factory = _as_dict
 
     def rows(self, sql: str, *arguments: Value) -> list[Row]:
         try:
-            return self.raw.execute(sql, _plain(arguments)).fetchall()
+            cursor = self.raw.execute(sql, _plain(arguments))
+            names = [column[0] for column in cursor.description or ()]
+            return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
         except sqlite3.DatabaseError as error:
             raise _told(error) from error
 
@@ -322,7 +323,3 @@ def _sqlite_path(url: str) -> Path:
 def _plain(arguments: tuple[Value, ...]) -> tuple[Value, ...]:
     """Members of string enumerations as their values: PostgreSQL's driver would send their names."""
     return tuple(str(value) if isinstance(value, str) else value for value in arguments)
-
-
-def _as_dict(cursor: sqlite3.Cursor, row: tuple[Any, ...]) -> Row:
-    return {column[0]: value for column, value in zip(cursor.description, row, strict=True)}

@@ -43,14 +43,18 @@ class Fleet(Protocol):
 class LocalFleet:
     """A fleet whose database is within reach."""
 
-    def __init__(self, store: str) -> None:
-        self._database = Database(store)
+    def __init__(self, store: str, site: Path | None = None) -> None:
+        """
+        Args:
+            site: the site's folder, which some operations look into.
+        """
+        self._database, self._site = Database(store), site
 
     def do(self, name: str, asked: Record) -> Any:
         try:
             found = operation(name)
             with self._database.transaction() as tx:
-                done = found.run(tx, time.time(), f"operator:{user_name()}", asked)
+                done = found.carry_out(tx, time.time(), f"operator:{user_name()}", asked, self._site)
             if found.erases and not self._database.clear_log(_LOG_PATIENCE_S):
                 raise DeviceError(
                     f"{name}: done, but the database's log still holds what was there, as somebody is reading it",
@@ -107,7 +111,8 @@ def open_fleet(where: str, store: str | None = None) -> Fleet:
     """
     if where.startswith(("http://", "https://")):
         return RemoteFleet(where, os.environ.get(TOKEN_VARIABLE, ""))
-    return LocalFleet(open_site(Path(where), store).store)
+    site = open_site(Path(where), store)
+    return LocalFleet(site.store, site.folder)
 
 
 def _refusal(url: str, status: int, body: bytes) -> Exception:

@@ -7,12 +7,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from edgegen.errors import ConfigError
 from edgegen.fleet import rollouts
 from edgegen.fleet.audit import read_audit
 from edgegen.fleet.credentials import make_enrolment_token, make_operator
+from edgegen.fleet.monitoring.bundles import read_bundles
+from edgegen.fleet.monitoring.canaries import compare
+from edgegen.fleet.monitoring.device import read_device
+from edgegen.fleet.monitoring.drift import read_drift
+from edgegen.fleet.monitoring.events import read_events
+from edgegen.fleet.monitoring.fleet import read_fleet
+from edgegen.fleet.monitoring.hard import count_withheld, read_hard
+from edgegen.fleet.monitoring.outputs import read_outputs
+from edgegen.fleet.monitoring.window import check_window
 from edgegen.fleet.observations import read_missing, read_observations, read_trace
 from edgegen.fleet.release import add_release, find_release
 from edgegen.fleet.telemetry.retention import Erased, Keep, Lifetimes, erase_texts, keep
@@ -21,6 +31,21 @@ from edgegen.fleet.views import read_actions, read_devices, read_rollout, read_r
 from edgegen.records.base import Record
 from edgegen.records.deployment import ActionView, AuditEntry, DeviceView, Rollout, Thresholds
 from edgegen.records.learning import AskMissing, AskObservations, AskTrace, Missing, Observations, Trace
+from edgegen.records.monitor import (
+    Ask,
+    AskComparison,
+    AskEvents,
+    AskHard,
+    AskOutputs,
+    BundleRow,
+    CanaryRow,
+    DeviceDetail,
+    DriftCell,
+    EventRow,
+    FleetView,
+    OutputRow,
+    Text,
+)
 
 
 class Nothing(Record, frozen=True):
@@ -94,12 +119,22 @@ class Operation:
     asks: type[Record]
     gives: Any
     """Type of the result."""
-    run: Callable[[Transaction, float, str, Any], Any]
-    """transaction, now_s, who, the record → the result."""
+    run: Callable[..., Any]
+    """transaction, now_s, who, the record (, the site's folder or None) → the result."""
     local: bool = False
     """Only on the site itself, never over HTTP."""
+    on_site: bool = False
+    """Looks into the site's folder, too."""
     erases: bool = False
     """What it deletes must be gone from the database's log, too."""
+
+    def carry_out(self, tx: Transaction, now_s: float, who: str, asked: Any, site: Path | None = None) -> Any:
+        """Run it.
+
+        Args:
+            site: the site's folder; None: only its database is within reach.
+        """
+        return self.run(tx, now_s, who, asked, site) if self.on_site else self.run(tx, now_s, who, asked)
 
 
 def _begin(tx: Transaction, now_s: float, who: str, asked: Begin) -> Rollout:
@@ -116,6 +151,28 @@ def _enrolment_token(tx: Transaction, now_s: float, who: str, asked: Admit) -> s
     return make_enrolment_token(
         *(tx, now_s, who), group=asked.group, label=asked.label, uses=asked.uses, lifetime_s=asked.lifetime_s
     )
+
+
+def _question(
+    read: Callable[[Transaction, float, Any], Any],
+) -> Callable[[Transaction, float, str, Any], Any]:
+    """A question that anybody's answer is the same to."""
+
+    def run(tx: Transaction, now_s: float, who: str, asked: Any) -> Any:
+        check_window(asked)
+        return read(tx, now_s, asked)
+
+    return run
+
+
+def _question_on_site(
+    read: Callable[[Transaction, float, Any, Path | None], Any],
+) -> Callable[[Transaction, float, str, Any, Path | None], Any]:
+    def run(tx: Transaction, now_s: float, who: str, asked: Any, site: Path | None) -> Any:
+        check_window(asked)
+        return read(tx, now_s, asked, site)
+
+    return run
 
 
 OPERATIONS: dict[str, Operation] = {
@@ -186,6 +243,15 @@ OPERATIONS: dict[str, Operation] = {
     "operator": Operation(
         Appoint, str, lambda tx, now_s, who, asked: make_operator(tx, now_s, who, name=asked.name), local=True
     ),
+    "monitor-fleet": Operation(Ask, FleetView, _question_on_site(read_fleet), on_site=True),
+    "monitor-device": Operation(Ask, DeviceDetail, _question_on_site(read_device), on_site=True),
+    "monitor-outputs": Operation(AskOutputs, tuple[OutputRow, ...], _question(read_outputs)),
+    "monitor-events": Operation(AskEvents, tuple[EventRow, ...], _question(read_events)),
+    "monitor-drift": Operation(Ask, tuple[DriftCell, ...], _question(read_drift)),
+    "monitor-compare": Operation(AskComparison, tuple[CanaryRow, ...], _question_on_site(compare), on_site=True),
+    "monitor-bundles": Operation(Ask, tuple[BundleRow, ...], _question_on_site(read_bundles), on_site=True),
+    "monitor-hard": Operation(AskHard, tuple[Text, ...], _question(read_hard)),
+    "monitor-withheld": Operation(AskHard, dict[str, int], _question(count_withheld)),
 }
 
 

@@ -10,10 +10,11 @@ random and long, so a plain digest cannot be reversed.
 from __future__ import annotations
 
 from edgegen.errors import ConfigError
+from edgegen.fleet.monitoring.schema import monitoring_tables
 from edgegen.fleet.telemetry.schema import telemetry_tables
 from edgegen.fleet.transaction import Transaction
 
-SCHEMA = 2
+SCHEMA = 3
 
 _META = "CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL)"
 _DELIVERY = (
@@ -61,7 +62,7 @@ def prepare(tx: Transaction) -> None:
         return
     if found > SCHEMA:
         raise ConfigError(f"the fleet's database has schema {found}, this edgegen knows {SCHEMA}", hint="Update it.")
-    steps = (_DELIVERY, telemetry_tables(tx.dialect))
+    steps = (_DELIVERY, telemetry_tables(tx.dialect), monitoring_tables())
     for step in steps[found:]:
         for statement in step:
             tx.run(statement)

@@ -57,6 +57,20 @@ class AskComparison(Record, frozen=True):
     """Digest; empty: the one that it runs."""
 
 
+class AskHard(Record, frozen=True):
+    """Which telling answers."""
+
+    window_s: float = 7 * 86400.0
+    until_s: float | None = None
+    group: str = ""
+    device: str = ""
+    release: str = ""
+    """Digest."""
+    why: str = ""
+    """One of `Text.why`; empty: any."""
+    limit: int = 1000
+
+
 class State(StrEnum):
     """Of a device."""
 

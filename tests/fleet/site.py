@@ -49,11 +49,12 @@ class Desk:
     def __init__(self, store: str, now_s: float = 1_000_000.0) -> None:
         self.database = Database(store)
         self.now_s = now_s
+        self.site: Path | None = None
 
     def do(self, name: str, /, **asked: Any) -> Any:
         """An operation by name with its arguments."""
         found = operation(name)
-        return self.run(lambda tx: found.run(tx, self.now_s, "operator:test", found.asks(**asked)))
+        return self.run(lambda tx: found.carry_out(tx, self.now_s, "operator:test", found.asks(**asked), self.site))
 
     def run(self, job: Any) -> Any:
         with self.database.transaction() as tx:
