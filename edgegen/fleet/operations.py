@@ -13,11 +13,13 @@ from edgegen.errors import ConfigError
 from edgegen.fleet import rollouts
 from edgegen.fleet.audit import read_audit
 from edgegen.fleet.credentials import make_enrolment_token, make_operator
+from edgegen.fleet.drift.cells import drift_cells
 from edgegen.fleet.release import add_release, find_release
 from edgegen.fleet.transaction import Transaction
 from edgegen.fleet.views import read_actions, read_devices, read_rollout, read_rollouts
 from edgegen.records.base import Record
 from edgegen.records.deployment import ActionView, AuditEntry, DeviceView, Rollout, Thresholds
+from edgegen.records.monitor import Ask, DriftCell
 
 
 class Nothing(Record, frozen=True):
@@ -165,6 +167,7 @@ OPERATIONS: dict[str, Operation] = {
         type(None),
         lambda tx, now_s, who, asked: rollouts.revoke_device(tx, now_s, who, device=asked.device),
     ),
+    "monitor-drift": Operation(Ask, tuple[DriftCell, ...], lambda tx, now_s, who, asked: drift_cells(tx, asked, now_s)),
     "enrolment-token": Operation(Admit, str, _enrolment_token),
     "operator": Operation(
         Appoint, str, lambda tx, now_s, who, asked: make_operator(tx, now_s, who, name=asked.name), local=True
