@@ -180,5 +180,5 @@ def _draw(dice: np.random.Generator, truth: Mapping[str, tuple[float, ...]], n: 
 
 
 def _beyond(reference: dict[str, tuple[int, ...]], window: dict[str, tuple[int, ...]]) -> set[str]:
-    found: dict[str, Finding] = judge_window(EDGES, reference, window, always_p=False)
+    found: dict[str, Finding] = judge_window(EDGES, reference, window, brief=True)
     return {metric for metric, finding in found.items() if finding.beyond}

@@ -47,8 +47,12 @@ def chance_threshold(reference: tuple[int, ...], n: int) -> float:
         reference: (B,) counts.
         n: of the window, 1 or more.
     """
-    floor = RATE_FLOOR if len(reference) == 2 else PSI_FLOOR
-    return max(floor, _percentile(reference, n_bucket(n)))
+    return max(floor_of(reference), _percentile(reference, n_bucket(n)))
+
+
+def floor_of(reference: tuple[int, ...]) -> float:
+    """The index below which a shift does not matter."""
+    return RATE_FLOOR if len(reference) == 2 else PSI_FLOOR
 
 
 def n_bucket(n: int) -> int:

@@ -1,10 +1,14 @@
 """A window of answers against a reference, and the window before it → a verdict for each metric.
 
 The metrics of one release in one group are one family: their p-values are adjusted (Benjamini and Hochberg 1995) before
-they are compared with `ALPHA`. So without a shift at most one window in a hundred shows anything beyond, in whichever
-metric; that is a WATCH. A DRIFT needs the same metric beyond in the window before as well. The two are independent but
-for the reference that they share, so its alarms are rarer than one in a hundred windows, and for large references
-about one in ten thousand over the number of metrics; the floors make both rarer still.
+they are compared with `ALPHA`; a metric below its threshold counts as 1 there. So without a shift at most one window
+in a hundred, on average over releases, shows anything beyond in whichever metric; that is a WATCH. A DRIFT needs the
+same metric beyond in the window before as well.
+
+The two windows share a reference that was drawn once. Where it is large, or windows are small, a false DRIFT is about
+as rare as two WATCHes of one metric in a row by chance. Where it is small, chance is mostly the reference's: of
+releases with 60 answers in theirs a few in a hundred were simulated to alarm falsely, on and off for as long as they
+live, and the others never (`tools/drift_simulation.py`). A larger reference is the remedy.
 """
 
 from __future__ import annotations
@@ -13,7 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from edgegen.fleet.drift.measures import benjamini_hochberg, jensen_shannon, psi, wasserstein
-from edgegen.fleet.drift.thresholds import ALPHA, LEAST_N, LEAST_REFERENCE, chance_threshold, permutation_p
+from edgegen.fleet.drift.thresholds import ALPHA, LEAST_N, LEAST_REFERENCE, chance_threshold, floor_of, permutation_p
 from edgegen.records.monitor import Verdict
 
 Counts = Mapping[str, tuple[int, ...]]
@@ -32,7 +36,7 @@ class Finding:
     wasserstein: float | None = None
     threshold: float | None = None
     p: float | None = None
-    """Adjusted over the family."""
+    """Of this metric by itself; the verdict compares it after adjustment over the family."""
 
     @property
     def beyond(self) -> bool:
@@ -46,7 +50,7 @@ def judge_window(
     current: Counts,
     *,
     least_reference: int = LEAST_REFERENCE,
-    always_p: bool = True,
+    brief: bool = False,
 ) -> dict[str, Finding]:
     """Each metric of one window: OK, WATCH or n too small.
 
@@ -54,7 +58,7 @@ def judge_window(
         edges: of the metrics that are judged.
         reference: counts over the same edges; a metric that it lacks is left out.
         current: of the window; one that it lacks has no answers.
-        always_p: work out p-values even where no metric is beyond its threshold, which they cannot change.
+        brief: verdicts only: leave out the numbers that change none.
     """
     found: dict[str, Finding] = {}
     for metric, bounds in edges.items():
@@ -66,20 +70,25 @@ def judge_window(
         if n < LEAST_N or sum(before) < least_reference:
             found[metric] = Finding(metric, n, Verdict.TOO_FEW)
             continue
+        index = psi(before, now)
         found[metric] = Finding(
             *(metric, n, Verdict.OK),
-            psi=psi(before, now),
-            js=jensen_shannon(before, now),
-            wasserstein=wasserstein(before, now, bounds),
-            threshold=chance_threshold(before, n),
+            psi=index,
+            js=None if brief else jensen_shannon(before, now),
+            wasserstein=None if brief else wasserstein(before, now, bounds),
+            threshold=chance_threshold(before, n) if not brief or index > floor_of(before) else None,
         )
+    suspects = [finding for finding in found.values() if _above(finding)]
     judged = [finding for finding in found.values() if finding.verdict is not Verdict.TOO_FEW]
-    if not always_p and not any(_above(finding) for finding in judged):
-        return found
-    p = [permutation_p(reference[finding.metric], current[finding.metric]) for finding in judged]
-    for finding, adjusted in zip(judged, benjamini_hochberg(p), strict=True):
-        beyond = _above(finding) and adjusted <= ALPHA
-        found[finding.metric] = replace(finding, verdict=Verdict.WATCH if beyond else Verdict.OK, p=adjusted)
+    p = {
+        finding.metric: permutation_p(reference[finding.metric], current[finding.metric])
+        for finding in (suspects if brief else judged)
+    }
+    adjusted = benjamini_hochberg([p[item.metric] if _above(item) else 1.0 for item in judged])
+    for finding, value in zip(judged, adjusted, strict=True):
+        beyond = _above(finding) and value <= ALPHA
+        verdict = Verdict.WATCH if beyond else Verdict.OK
+        found[finding.metric] = replace(finding, verdict=verdict, p=p.get(finding.metric))
     return found
 
 
@@ -96,7 +105,7 @@ def judge_windows(
     suspects = {metric for metric, finding in now.items() if finding.beyond}
     if not suspects:
         return now
-    earlier = judge_window(edges, reference, previous, least_reference=least_reference, always_p=False)
+    earlier = judge_window(edges, reference, previous, least_reference=least_reference, brief=True)
     return {
         metric: confirm(finding) if metric in suspects and earlier[metric].beyond else finding
         for metric, finding in now.items()
