@@ -50,8 +50,9 @@ def prepare(tx: Transaction) -> None:
     """Make the tables that are missing.
 
     Raises:
-        ConfigError: the database was written by a later version.
+        ConfigError: the database was written by a later version, or is another program's.
     """
+    _require_own(tx)
     for statement in _TABLES:
         tx.run(statement)
     tx.run("INSERT INTO meta (key, value) VALUES ('schema', ?) ON CONFLICT DO NOTHING", str(SCHEMA))
