@@ -32,6 +32,7 @@ from edgegen.errors import ConfigError, EdgegenError
 from edgegen.fleet import controller
 from edgegen.fleet.credentials import device_of, enrol, operator_of
 from edgegen.fleet.database import Writer
+from edgegen.fleet.gauge import Gauge, no_readings
 from edgegen.fleet.metrics import describe_fleet
 from edgegen.fleet.operations import OPERATIONS
 from edgegen.fleet.release import REPOSITORY
@@ -56,7 +57,13 @@ _log = logging.getLogger("edgegen.fleet")
 
 
 def make_app(
-    site: Site, *, poll_s: float = 60.0, tick_s: float = 1.0, public_url: str | None = None, clock: Clock = time.time
+    site: Site,
+    *,
+    poll_s: float = 60.0,
+    tick_s: float = 1.0,
+    public_url: str | None = None,
+    clock: Clock = time.time,
+    gauge: Gauge = no_readings,
 ) -> Starlette:
     """The ASGI application of a site.
 
@@ -65,8 +72,9 @@ def make_app(
         tick_s: seconds between looks at deadlines and soaking times.
         public_url: what devices call the server; None: what each request was addressed to.
         clock: seconds since 1970.
+        gauge: where the telemetry comes from that rollouts are gated on.
     """
-    handler = _Handlers(site, poll_s, public_url, clock)
+    handler = _Handlers(site, poll_s, public_url, clock, gauge)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -102,8 +110,8 @@ def make_app(
 
 
 class _Handlers:
-    def __init__(self, site: Site, poll_s: float, public_url: str | None, clock: Clock) -> None:
-        self.site, self.poll_s, self.clock = site, poll_s, clock
+    def __init__(self, site: Site, poll_s: float, public_url: str | None, clock: Clock, gauge: Gauge) -> None:
+        self.site, self.poll_s, self.clock, self.gauge = site, poll_s, clock, gauge
         self.public_url = public_url.rstrip("/") if public_url else None
         self.writer: Writer
 
@@ -135,7 +143,7 @@ class _Handlers:
     def _tick(self, tx: Transaction, tick_s: float) -> None:
         now_s = self.clock()
         forgive_outage(tx, now_s, tick_s)
-        advance_all(tx, now_s)
+        advance_all(tx, now_s, self.gauge)
 
     async def healthz(self, request: Request) -> Response:
         async def look() -> dict[str, str]:

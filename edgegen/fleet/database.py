@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from edgegen.errors import ConfigError, DeviceError, NetworkError, UnsupportedError
-from edgegen.fleet.schema import prepare
+from edgegen.fleet.schema import prepare, require_own
 from edgegen.fleet.transaction import Row, Transaction, Value
 
 T = TypeVar("T")
@@ -41,16 +41,19 @@ class Database:
             url: a file's path, `sqlite:///path` or `postgresql://user@host/name`.
 
         Raises:
-            ConfigError: another kind of URL, or a file that is no database.
+            ConfigError: another kind of URL, a file that is no database, or another program's database.
             UnsupportedError: PostgreSQL's driver is not installed.
             NetworkError: PostgreSQL does not answer.
         """
         self.url = url
-        self._connection: _Sqlite | _Postgres = (
-            _Postgres(url) if url.startswith(("postgresql://", "postgres://")) else _Sqlite(_sqlite_path(url))
-        )
-        with self.transaction() as tx:
-            prepare(tx)
+        path = sqlite_path(url)
+        self._connection: _Sqlite | _Postgres = _Postgres(url) if path is None else _Sqlite(path)
+        try:
+            with self.transaction() as tx:
+                prepare(tx)
+        except BaseException:
+            self.close()
+            raise
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[Transaction]:
@@ -79,20 +82,25 @@ class _Sqlite:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             # Autocommit mode: transactions begin and end where this class says so.
-            self.raw = sqlite3.connect(path, timeout=_BUSY_S, isolation_level=None, check_same_thread=False)
+            self.raw = sqlite3.connect(path.absolute(), timeout=_BUSY_S, isolation_level=None, check_same_thread=False)
+            self.raw.row_factory = _as_dict
+            require_own(self.tables(), where=str(path), shared=False)  # before anything is written
             self.raw.execute("PRAGMA journal_mode=WAL")
             self.raw.execute("PRAGMA synchronous=FULL")  # a wave must not be begun twice after a power cut
         except sqlite3.DatabaseError as error:
             raise ConfigError(f"{path}: {error}", hint="Name a fleet's database, or a place for a new one.") from error
         except OSError as error:
             raise ConfigError(f"{path}: {error.strerror}") from error
-        self.raw.row_factory = _as_dict
 
     def rows(self, sql: str, *arguments: Value) -> list[Row]:
         return self.raw.execute(sql, _plain(arguments)).fetchall()
 
     def run(self, sql: str, *arguments: Value) -> int:
         return self.raw.execute(sql, _plain(arguments)).rowcount
+
+    def tables(self) -> set[str]:
+        rows = self.rows("SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite#_%' ESCAPE '#'")
+        return {row["name"] for row in rows}
 
     @contextlib.contextmanager
     def whole(self) -> Iterator[None]:
@@ -124,6 +132,7 @@ class _Postgres:
         self._psycopg: Any = psycopg
         self._url = url
         self._open()
+        require_own(self.tables(), where="--store", shared=True)  # the URL may hold a password
 
     def _open(self) -> None:
         from psycopg.rows import dict_row
@@ -133,6 +142,9 @@ class _Postgres:
         except self._psycopg.OperationalError as error:
             line = str(error).strip().splitlines()[0]
             raise NetworkError(f"the fleet's database does not answer: {line}") from error
+        except self._psycopg.ProgrammingError as error:
+            line = str(error).strip().splitlines()[0]
+            raise ConfigError(f"--store: {line}", hint="Write it like postgresql://user@host/name.") from error
 
     def rows(self, sql: str, *arguments: Value) -> list[Row]:
         found: list[Row] = self.raw.execute(sql.replace("?", "%s"), _plain(arguments)).fetchall()
@@ -140,6 +152,12 @@ class _Postgres:
 
     def run(self, sql: str, *arguments: Value) -> int:
         return int(self.raw.execute(sql.replace("?", "%s"), _plain(arguments)).rowcount)
+
+    def tables(self) -> set[str]:
+        return {
+            row["name"]
+            for row in self.rows("SELECT tablename AS name FROM pg_tables WHERE schemaname = current_schema()")
+        }
 
     @contextlib.contextmanager
     def whole(self) -> Iterator[None]:
@@ -209,7 +227,14 @@ class Writer:
                 future.set_exception(failure)
 
 
-def _sqlite_path(url: str) -> Path:
+def sqlite_path(url: str) -> Path | None:
+    """The file of a store on SQLite, None for one on PostgreSQL.
+
+    Raises:
+        ConfigError: another kind of URL.
+    """
+    if url.startswith(("postgresql://", "postgres://")):
+        return None
     if url.startswith("sqlite:///"):
         return Path(url.removeprefix("sqlite:///"))
     if "://" in url:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgegen.errors import ConfigError
-from edgegen.fleet import rollouts
+from edgegen.fleet import members, rollouts
 from edgegen.fleet.audit import read_audit
 from edgegen.fleet.credentials import make_enrolment_token, make_operator
 from edgegen.fleet.drift.cells import drift_cells
@@ -160,12 +160,22 @@ OPERATIONS: dict[str, Operation] = {
     "move": Operation(
         Move,
         type(None),
-        lambda tx, now_s, who, asked: rollouts.move_device(tx, now_s, who, device=asked.device, group=asked.group),
+        lambda tx, now_s, who, asked: members.move_device(tx, now_s, who, device=asked.device, group=asked.group),
     ),
     "revoke": Operation(
         WhichDevice,
         type(None),
-        lambda tx, now_s, who, asked: rollouts.revoke_device(tx, now_s, who, device=asked.device),
+        lambda tx, now_s, who, asked: members.revoke_device(tx, now_s, who, device=asked.device),
+    ),
+    "allow": Operation(
+        WhichDevice,
+        type(None),
+        lambda tx, now_s, who, asked: members.allow_device(tx, now_s, who, device=asked.device),
+    ),
+    "forget": Operation(
+        WhichDevice,
+        type(None),
+        lambda tx, now_s, who, asked: members.forget_device(tx, now_s, who, device=asked.device),
     ),
     "monitor-drift": Operation(Ask, tuple[DriftCell, ...], lambda tx, now_s, who, asked: drift_cells(tx, asked, now_s)),
     "enrolment-token": Operation(Admit, str, _enrolment_token),
