@@ -30,11 +30,11 @@ HOURLY, DAILY = 8760, 365
 QUIET = (
     # n, reference, windows each, references, windows a year
     (200, 60, HOURLY, 1, HOURLY),
-    (500, 300, HOURLY, 1, HOURLY),
-    (200, 60, DAILY, 8, DAILY),
-    (1000, 60, DAILY, 8, DAILY),
-    (1000, 300, DAILY, 8, DAILY),
-    (5000, 300, DAILY, 8, DAILY),
+    (500, 300, HOURLY, 2, HOURLY),
+    (200, 60, DAILY, 24, DAILY),
+    (1000, 60, DAILY, 24, DAILY),
+    (1000, 300, DAILY, 24, DAILY),
+    (5000, 300, DAILY, 24, DAILY),
 )
 SIZES = ((200, 60), (500, 300), (2000, 300))
 NATS = SHAPES["mean_log_prob"][1]
@@ -59,7 +59,7 @@ def main() -> int:
         for n, m, windows, count, year in QUIET
     ]
     planted = [
-        simulate_planted(metric, shift=shift, words=words, n=n, reference=m, trials=40, seed=given.seed)
+        simulate_planted(metric, shift=shift, words=words, n=n, reference=m, trials=25, seed=given.seed)
         for metric, shift, words in SHIFTS
         for n, m in SIZES
     ]

@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 
 from edgegen.bundle.profile import EDGES
 from edgegen.fleet.drift.measures import psi_rows
-from edgegen.fleet.drift.read import Answers, Where, read_answers, read_kinds, read_reference
+from edgegen.fleet.drift.read import Answers, Where, answering, read_answers, read_kinds, read_reference
 from edgegen.fleet.drift.thresholds import LEAST_N
 from edgegen.fleet.drift.verdicts import Finding, confirm, judge_window
-from edgegen.fleet.transaction import Row, Transaction
+from edgegen.fleet.transaction import Transaction
 from edgegen.fleet.views import read_rollout
 from edgegen.records.deployment import Rollout, RolloutState
 from edgegen.records.monitor import DriftCell, Verdict
@@ -82,18 +82,24 @@ class Reading:
         return f"{self.finding.metric} {values[0]} against {values[1]} (n {self.finding.n:,}, {self.control_n:,})"
 
 
-def gate(tx: Transaction, rollout: Rollout, now_s: float, *, window_s: float = GATE_WINDOW_S) -> tuple[Reading, ...]:
+def gate(
+    tx: Transaction, rollout: Rollout, now_s: float, *, window_s: float = GATE_WINDOW_S, brief: bool = False
+) -> tuple[Reading, ...]:
     """Readings of a rollout's release against its control group, over the last window and the one before it.
 
-    No more is looked at than what happened since the rollout was created. Empty: nobody runs another release, or
-    nobody the new one.
+    Windows are no longer than half the time since the first wave began. Empty: nobody of the group answers with
+    another release, or nobody with the new one.
+
+    Args:
+        brief: leave out the numbers that change no verdict.
     """
+    begun_s = begun(rollout)
+    length_s = min(window_s, (now_s - begun_s) / 2)
     kinds = read_kinds(tx, rollout.group)
-    since_s = max(rollout.created_s, now_s - window_s)
-    now = _compare(tx, rollout, kinds, since_s, now_s)
+    now = _compare(tx, rollout, kinds, now_s - length_s, now_s, brief=brief)
     if not any(reading.finding.beyond for reading in now):
         return now
-    earlier = _compare(tx, rollout, kinds, max(rollout.created_s, since_s - window_s), since_s)
+    earlier = _compare(tx, rollout, kinds, now_s - 2 * length_s, now_s - length_s, brief=True)
     before = {(reading.kind, reading.finding.metric) for reading in earlier if reading.finding.beyond}
     return tuple(
         replace(reading, finding=confirm(reading.finding))
@@ -101,6 +107,31 @@ def gate(tx: Transaction, rollout: Rollout, now_s: float, *, window_s: float = G
         else reading
         for reading in now
     )
+
+
+def begun(rollout: Rollout) -> float:
+    """When its first wave began, or it was created."""
+    return min((wave.begun_s for wave in rollout.waves if wave.begun_s is not None), default=rollout.created_s)
+
+
+def sides(
+    tx: Transaction, rollout: Rollout, kinds: dict[str, str], since_s: float, until_s: float
+) -> dict[str, tuple[Answers, Answers]]:
+    """Type of hardware → answers with the rollout's release, and those of the group's devices with others."""
+    if until_s <= since_s:
+        return {}
+    releases = {row["release"] for row in answering(tx, since_s, until_s, group=rollout.group)}
+    others = sorted(releases - {rollout.digest})
+    if not others or rollout.digest not in releases:
+        return {}
+    new = read_answers(tx, Where(rollout.digest, since_s, until_s, rollout.group))
+    control = _together([read_answers(tx, Where(other, since_s, until_s, rollout.group)) for other in others])
+    found = {}
+    for kind in sorted({kinds.get(device, "unknown") for device in set(new.devices.tolist())}):
+        pair = _of_kind(new, kinds, kind), _of_kind(control, kinds, kind)
+        if len(pair[0].devices) and len(pair[1].devices):
+            found[kind] = pair
+    return found
 
 
 def compare_releases(tx: Transaction, rollout: Rollout, now_s: float, window_s: float) -> list[DriftCell]:
@@ -139,7 +170,9 @@ def running_rollouts(tx: Transaction, group: str) -> list[Rollout]:
     return [read_rollout(tx, row["id"]) for row in rows]
 
 
-def compare_answers(new: Answers, control: Answers, edges: dict[str, tuple[float, ...]], *, kind: str) -> list[Reading]:
+def compare_answers(
+    new: Answers, control: Answers, edges: dict[str, tuple[float, ...]], *, kind: str, brief: bool = False
+) -> list[Reading]:
     """One type of hardware.
 
     Args:
@@ -150,7 +183,7 @@ def compare_answers(new: Answers, control: Answers, edges: dict[str, tuple[float
     old = {metric: control.histogram(metric, found) for metric, found in bounds.items()}
     fresh = {metric: new.histogram(metric, found) for metric, found in bounds.items()}
     bounds = {metric: found for metric, found in bounds.items() if sum(old[metric]) and sum(fresh[metric])}
-    findings = judge_window(bounds, old, fresh, least_reference=LEAST_N)
+    findings = judge_window(bounds, old, fresh, least_reference=LEAST_N, brief=brief)
     readings = []
     for metric, finding in findings.items():
         p, told = _between_devices(new, control, metric, bounds[metric]) if finding.beyond else (None, False)
@@ -173,32 +206,14 @@ def compare_answers(new: Answers, control: Answers, edges: dict[str, tuple[float
 
 
 def _compare(
-    tx: Transaction, rollout: Rollout, kinds: dict[str, str], since_s: float, until_s: float
+    tx: Transaction, rollout: Rollout, kinds: dict[str, str], since_s: float, until_s: float, *, brief: bool
 ) -> tuple[Reading, ...]:
-    if until_s <= since_s:
-        return ()
-    new = read_answers(tx, Where(rollout.digest, since_s, until_s, rollout.group))
-    controls = [
-        read_answers(tx, Where(row["from_digest"], since_s, until_s, rollout.group)) for row in _replaced(tx, rollout)
-    ]
-    if not controls or not len(new.devices):
-        return ()
-    control = _together(controls)
     edges = {**EDGES, **read_reference(tx, rollout.digest)[1].edges}
-    found: list[Reading] = []
-    for kind in sorted({kinds.get(device, "unknown") for device in set(new.devices.tolist())}):
-        sides = [_of_kind(side, kinds, kind) for side in (new, control)]
-        if all(len(side.devices) for side in sides):
-            found += compare_answers(sides[0], sides[1], edges, kind=kind)
-    return tuple(found)
-
-
-def _replaced(tx: Transaction, rollout: Rollout) -> list[Row]:
-    """What the rollout's devices ran before it."""
-    return tx.rows(
-        "SELECT DISTINCT from_digest FROM actions WHERE rollout = ? AND from_digest <> '' AND from_digest <> ? "
-        "ORDER BY from_digest",
-        *(rollout.id, rollout.digest),
+    pairs = sides(tx, rollout, kinds, since_s, until_s)
+    return tuple(
+        reading
+        for kind, (new, control) in pairs.items()
+        for reading in compare_answers(new, control, edges, kind=kind, brief=brief)
     )
 
 
@@ -217,11 +232,11 @@ def _between_devices(
     new: Answers, control: Answers, metric: str, edges: tuple[float, ...]
 ) -> tuple[float | None, bool]:
     """The chance of such an index when whole devices are dealt to the two sides; None, False with too few devices."""
-    sides = [_per_device(side, metric, edges) for side in (new, control)]
-    if min(len(side) for side in sides) < LEAST_DEVICES:
+    parts = [_per_device(side, metric, edges) for side in (new, control)]
+    if min(len(part) for part in parts) < LEAST_DEVICES:
         return None, False
-    counts = np.concatenate(sides)  # (devices, B)
-    flags = np.arange(len(counts)) < len(sides[0])
+    counts = np.concatenate(parts)  # (devices, B)
+    flags = np.arange(len(counts)) < len(parts[0])
     dice = np.random.default_rng(_SEED)
     dealt = np.array([flags, *(dice.permutation(flags) for _ in range(_DRAWS))], dtype=np.int64)
     seen = psi_rows((1 - dealt) @ counts, dealt @ counts)

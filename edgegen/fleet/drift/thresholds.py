@@ -33,7 +33,7 @@ PSI_FLOOR = 0.1
 RATE_FLOOR = 0.01
 """Of metrics with two bins: from 1 % to 2.3 %, from 10 % to 13.4 %, from 50 % to 55 %."""
 
-_DRAWS = 4_999
+_DRAWS = 2_499
 _FEW, _MANY = 499, 9_999
 _SEED = 20_210_707
 _STEPS = 4
