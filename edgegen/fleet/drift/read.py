@@ -207,8 +207,8 @@ def _condition(where: Where) -> tuple[str, list[Value]]:
 def _answers(rows: list[Row], ratings: Mapping[tuple[str, str], int]) -> Answers:
     columns = {name: np.array([row[name] for row in rows], dtype=np.float64) for name in _COLUMNS}
     flags = np.array([row["flags"] for row in rows], dtype=np.int64)
-    failed = np.array([row["stop"] == "error" for row in rows], dtype=bool)
-    ended = np.array([row["stop"] in ("stop", "length") for row in rows], dtype=bool)
+    failed = (flags & Flag.ERROR) != 0
+    ended = np.array([row["stop"] in ("stop", "length") for row in rows], dtype=bool) & ~failed
     unknown = np.isnan(columns["characters"])
     empty = (flags & Flag.EMPTY) != 0
     values = {name: column for name, column in columns.items() if name not in _NEVER}

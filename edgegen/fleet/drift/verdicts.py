@@ -61,7 +61,7 @@ def judge_window(
         brief: verdicts only: leave out the numbers that change none.
     """
     found: dict[str, Finding] = {}
-    for metric, bounds in edges.items():
+    for metric in edges:
         before = reference.get(metric)
         if before is None:
             continue
@@ -70,25 +70,28 @@ def judge_window(
         if n < LEAST_N or sum(before) < least_reference:
             found[metric] = Finding(metric, n, Verdict.TOO_FEW)
             continue
-        index = psi(before, now)
-        found[metric] = Finding(
-            *(metric, n, Verdict.OK),
-            psi=index,
-            js=None if brief else jensen_shannon(before, now),
-            wasserstein=None if brief else wasserstein(before, now, bounds),
-            threshold=chance_threshold(before, n) if not brief or index > floor_of(before) else None,
-        )
-    suspects = [finding for finding in found.values() if _above(finding)]
+        found[metric] = Finding(metric, n, Verdict.OK, psi=psi(before, now))
     judged = [finding for finding in found.values() if finding.verdict is not Verdict.TOO_FEW]
-    p = {
-        finding.metric: permutation_p(reference[finding.metric], current[finding.metric])
-        for finding in (suspects if brief else judged)
-    }
-    adjusted = benjamini_hochberg([p[item.metric] if _above(item) else 1.0 for item in judged])
+    for finding in judged:
+        before, now = reference[finding.metric], current[finding.metric]
+        assert finding.psi is not None
+        if brief and finding.psi <= floor_of(before):
+            continue
+        p = permutation_p(before, now)
+        if brief and p > ALPHA:  # adjustment makes it no smaller, nor does it let another be
+            continue
+        found[finding.metric] = replace(
+            finding,
+            js=None if brief else jensen_shannon(before, now),
+            wasserstein=None if brief else wasserstein(before, now, edges[finding.metric]),
+            threshold=chance_threshold(before, finding.n),
+            p=p,
+        )
+    judged = [found[finding.metric] for finding in judged]
+    adjusted = benjamini_hochberg([item.p if item.p is not None and _above(item) else 1.0 for item in judged])
     for finding, value in zip(judged, adjusted, strict=True):
-        beyond = _above(finding) and value <= ALPHA
-        verdict = Verdict.WATCH if beyond else Verdict.OK
-        found[finding.metric] = replace(finding, verdict=verdict, p=p.get(finding.metric))
+        if _above(finding) and value <= ALPHA:
+            found[finding.metric] = replace(finding, verdict=Verdict.WATCH)
     return found
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import sqlite3
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +11,6 @@ import msgspec
 import numpy as np
 
 from edgegen.bundle.profile import EDGES
-from edgegen.errors import EdgegenError
 from edgegen.fleet.drift.simulate import RATES, SHAPES
 from edgegen.fleet.telemetry.schema import Flag, telemetry_tables
 from edgegen.records.bundle import ReferenceProfile
@@ -69,10 +67,11 @@ class Reports:
 
     def __init__(self, desk: Desk) -> None:
         self.desk = desk
+        dialect = "postgresql" if desk.database.url.startswith("postgresql") else "sqlite"
         try:
             desk.run(lambda tx: tx.rows("SELECT COUNT(*) AS n FROM served"))
-        except (sqlite3.Error, EdgegenError):
-            desk.run(lambda tx: [tx.run(statement) for statement in telemetry_tables("sqlite")])
+        except Exception:  # each driver has its own; the tables are made with the database or here
+            desk.run(lambda tx: [tx.run(statement) for statement in telemetry_tables(dialect)])
 
     def publish(self, version: str, reference: ReferenceProfile) -> str:
         """A release with a reference profile; its digest."""

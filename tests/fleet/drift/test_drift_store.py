@@ -1,7 +1,6 @@
 """Drift read from a store: cells, the control group, whose fault it is."""
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,8 +24,8 @@ ASK = Ask(until_s=NOW)
 
 
 @pytest.fixture
-def reports(tmp_path: Path) -> Iterator[Reports]:
-    desk = Desk(str(tmp_path / "fleet.db"), NOW)
+def reports(store: str) -> Iterator[Reports]:
+    desk = Desk(store, NOW)
     yield Reports(desk)
     desk.database.close()
 
