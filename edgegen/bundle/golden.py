@@ -1,8 +1,9 @@
 """Prompts whose answers are known, and how answers look: what a device checks itself against before it serves.
 
 The artifact answers them on the machine that packs it, on its own runtime, in a fresh process (runtimes keep memory and
-threads). Answers are greedy, so they are the same on every machine up to the processor's arithmetic: a device asks that
-the first tokens agree and that the answer is about as likely as it was here.
+threads). Golden answers are greedy, so they are the same on every machine up to the processor's arithmetic: a device
+asks that the first tokens agree and that the answer is about as likely as it was here. The answers that the reference
+profile is made of are drawn (see `profile`).
 
 python -m edgegen.bundle.golden REQUEST RESULT    (JSON in, JSON out)
 """
@@ -19,6 +20,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
+from edgegen.bundle.profile import Answer, profile
 from edgegen.common.codec import load_json, save_json
 from edgegen.common.worker import answer_request
 from edgegen.errors import DeviceError, UnsupportedError
@@ -28,18 +30,15 @@ from edgegen.records.bundle import Golden, ReferenceProfile
 from edgegen.records.reference import Reference
 from edgegen.runtime.adapters import open_model
 from edgegen.runtime.base import Session
+from edgegen.runtime.features import distinct_fraction, features
+from edgegen.runtime.likelihood import byte_fraction, byte_ids, token_likelihood
 from edgegen.runtime.registry import runtime_for
+from edgegen.runtime.sampling import GREEDY, Sampler, Sampling
+from edgegen.runtime.text import Text
 
 GOLDEN_TOKENS = 32
 MOST_GOLDEN = 4
 PROFILE_TOKENS = 96
-
-EDGES: dict[str, tuple[float, ...]] = {
-    "answer_tokens": (1, 2, 4, 8, 16, 32, 64, 96),
-    "mean_log_prob": (-6.0, -4.0, -3.0, -2.0, -1.5, -1.0, -0.75, -0.5, -0.25, -0.1),
-    "distinct_fraction": (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9),
-}
-"""Metric of an answer → edges of its histogram: tokens; nats per token; distinct tokens over tokens."""
 
 
 class Request(Record, frozen=True):
@@ -134,35 +133,56 @@ def answer(session: Session, ids: Sequence[int], *, max_tokens: int, stop_ids: S
 
     Ends before a stop token, when the context is full, or after `max_tokens`.
     """
-    logits = session.start(ids)
-    tokens: list[int] = []
-    total = 0.0
-    room = min(max_tokens, session.context_tokens - len(ids))
-    while len(tokens) < room:
-        token = int(logits.argmax())
-        if token in stop_ids:
-            break
-        row = logits.astype(np.float64)
-        total += float(row[token] - np.logaddexp.reduce(row))
-        tokens.append(token)
-        if len(tokens) < room:
-            logits = session.step(token)
-    mean = min(0.0, total / len(tokens)) if tokens else 0.0
+    tokens, likelihoods = _continue(session, ids, max_tokens, stop_ids, GREEDY)
+    mean = min(0.0, float(np.mean([log_prob for log_prob, _ in likelihoods]))) if tokens else 0.0
     return Golden(ids=tuple(int(i) for i in ids), tokens=tuple(tokens), log_prob=mean)
 
 
-def profile(answers: Sequence[Golden]) -> ReferenceProfile:
-    """Histograms of how answers look."""
-    values: dict[str, list[float]] = {
-        "answer_tokens": [len(item.tokens) for item in answers],
-        "mean_log_prob": [item.log_prob for item in answers if item.tokens],
-        "distinct_fraction": [len(set(item.tokens)) / len(item.tokens) for item in answers if item.tokens],
-    }
-    counts = {
-        metric: np.bincount(np.searchsorted(edges, values[metric], side="right"), minlength=len(edges) + 1)
-        for metric, edges in EDGES.items()
-    }
-    return ReferenceProfile(edges=EDGES, counts={metric: tuple(map(int, row)) for metric, row in counts.items()})
+def sampled_answer(
+    session: Session,
+    text: Text,
+    ids: Sequence[int],
+    lone: frozenset[int] | None,
+    *,
+    stop_ids: Sequence[int],
+    seed: int,
+) -> Answer:
+    """An answer as the device's API gives it when nothing else is asked for, in numbers.
+
+    Args:
+        lone: `byte_ids` of the tokenizer.
+    """
+    tokens, likelihoods = _continue(session, ids, PROFILE_TOKENS, stop_ids, Sampling(temperature=1.0, seed=seed))
+    log_prob, entropy = np.mean(likelihoods, axis=0) if tokens else (None, None)
+    return Answer(
+        prompt_tokens=len(ids),
+        answer_tokens=len(tokens),
+        features=features(text.decode(tokens)),
+        mean_log_prob=None if log_prob is None else float(log_prob),
+        mean_entropy=None if entropy is None else float(entropy),
+        distinct_fraction=distinct_fraction(tokens),
+        byte_fraction=byte_fraction(ids, lone),
+    )
+
+
+def _continue(
+    session: Session, ids: Sequence[int], max_tokens: int, stop_ids: Sequence[int], sampling: Sampling
+) -> tuple[list[int], list[tuple[float, float]]]:
+    """Tokens of an answer, and of each its log-probability and the entropy that it was chosen at, nats."""
+    sampler = Sampler(sampling, ids)
+    logits = session.start(ids)
+    tokens: list[int] = []
+    likelihoods: list[tuple[float, float]] = []
+    room = min(max_tokens, session.context_tokens - len(ids))
+    while len(tokens) < room:
+        token = sampler.choose(logits)
+        if token in stop_ids:
+            break
+        likelihoods.append(token_likelihood(logits, token))
+        tokens.append(token)
+        if len(tokens) < room:
+            logits = session.step(token)
+    return tokens, likelihoods
 
 
 def main(request_path: str, result_path: str) -> int:
@@ -183,9 +203,12 @@ def _ask(request: Request) -> Result:
     threads = min(artifact.settings.threads, os.cpu_count() or 1)
     settings = msgspec.structs.replace(artifact.settings, threads=threads)
     adapter = Path(request.adapter) if request.adapter else None
+    text = Text(folder)
+    lone = byte_ids(text.tokenizer)
     with open_model(runtime, folder / artifact.model, settings, adapter) as session:
         answers = [
-            answer(session, ids, max_tokens=PROFILE_TOKENS, stop_ids=artifact.eos_ids) for ids in request.prompts
+            sampled_answer(session, text, ids, lone, stop_ids=artifact.eos_ids, seed=seed)
+            for seed, ids in enumerate(request.prompts)
         ]
         golden = [
             answer(session, ids, max_tokens=GOLDEN_TOKENS, stop_ids=artifact.eos_ids)

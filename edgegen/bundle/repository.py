@@ -53,14 +53,15 @@ class Listed(msgspec.Struct, frozen=True):
 
 
 def init_repository(repository: Path, keys: Path) -> None:
-    """Start an empty repository with the metadata of a folder of keys.
+    """Start an empty repository with the metadata of a folder of keys. Cut off, it can be run again.
 
     Raises:
         ConfigError: the repository has metadata already, or not a folder of keys.
     """
-    if (repository / METADATA).exists() and any((repository / METADATA).iterdir()):
-        raise ConfigError(f"{repository}: is a repository already", hint="Publish into it with: edgegen repo add")
     trusted_root(keys)
+    begun = [path for path in (repository / METADATA).glob("*") if not path.name.startswith(".")]
+    if begun and not _is_cut_off(begun, keys / METADATA):
+        raise ConfigError(f"{repository}: is a repository already", hint="Publish into it with: edgegen repo add")
     copy_metadata(keys / METADATA, repository / METADATA)
 
 
@@ -297,6 +298,16 @@ def _advance(repository: Path, bundle: Path, keys: Path | None, now: Callable[[]
             fault=Fault.ROLLBACK,
         )
     _roles(repository, keys, now=datetime.datetime.fromtimestamp(now(), datetime.UTC)).settle()
+
+
+def _is_cut_off(copied: list[Path], source: Path) -> bool:
+    """Whether files are what `copy_metadata` leaves when it is cut off: some of the source's, and not the timestamp."""
+    return all(
+        path.name != "timestamp.json"
+        and (source / path.name).is_file()
+        and path.read_bytes() == (source / path.name).read_bytes()
+        for path in copied
+    )
 
 
 def _is_older(bundle: Path, repository: Path) -> bool:

@@ -106,7 +106,10 @@ class Roles:
         except FileNotFoundError as error:
             raise ConfigError(f"{path}: no such file", hint="Is this a folder of keys or a repository?") from error
         except RepositoryError as error:
-            raise TrustError(f"{path}: not metadata: {error}") from error
+            raise TrustError(
+                f"{path}: not metadata: {error}",
+                hint="It is damaged: bring it back from a copy, or start with an empty folder.",
+            ) from error
 
     def newest(self, role: str) -> int:
         """Version of a role's newest file; 0 if there is none, or for the timestamp, which has no number."""

@@ -33,6 +33,8 @@ from edgegen.errors import ConfigError, EdgegenError
 from edgegen.fleet import controller
 from edgegen.fleet.credentials import device_of, enrol, operator_of
 from edgegen.fleet.database import Writer
+from edgegen.fleet.drift.gauge import TelemetryGauge
+from edgegen.fleet.gauge import Gauge
 from edgegen.fleet.metrics import describe_fleet
 from edgegen.fleet.monitoring.presence import note_life
 from edgegen.fleet.monitoring.tick import Watch
@@ -79,6 +81,7 @@ def make_app(
     clock: Clock = time.time,
     mqtt: str | None = None,
     otlp: str | None = None,
+    gauge: Gauge | None = None,
 ) -> Starlette:
     """The ASGI application of a site.
 
@@ -89,13 +92,14 @@ def make_app(
         clock: seconds since 1970.
         mqtt: URL of a broker that brings reports, too.
         otlp: URL of an OpenTelemetry collector that they are passed on to.
+        gauge: where the telemetry comes from that rollouts are gated on; None: what devices report here.
 
     Raises:
         ConfigError, UnsupportedError: a URL is none, what it needs is not installed, or `alerts.toml` is wrong.
     """
     broker = parse_address(mqtt) if mqtt else None
     collector = check_collector(otlp) if otlp else None
-    handler = _Handlers(site, poll_s, public_url, clock)
+    handler = _Handlers(site, poll_s, public_url, clock, gauge or TelemetryGauge())
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -143,8 +147,8 @@ def make_app(
 
 
 class _Handlers:
-    def __init__(self, site: Site, poll_s: float, public_url: str | None, clock: Clock) -> None:
-        self.site, self.poll_s, self.clock = site, poll_s, clock
+    def __init__(self, site: Site, poll_s: float, public_url: str | None, clock: Clock, gauge: Gauge) -> None:
+        self.site, self.poll_s, self.clock, self.gauge = site, poll_s, clock, gauge
         self.public_url = public_url.rstrip("/") if public_url else None
         self.watch = Watch(site.folder, clock)
         self.writer: Writer
@@ -219,7 +223,7 @@ class _Handlers:
         now_s = self.clock()
         note_life(tx, now_s, tick_s, self.poll_s)
         forgive_outage(tx, now_s, tick_s)
-        advance_all(tx, now_s)
+        advance_all(tx, now_s, self.gauge)
 
     async def healthz(self, request: Request) -> Response:
         async def look() -> dict[str, str]:

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import msgspec
 
+from edgegen.fleet.actions import DECLINED
 from edgegen.fleet.audit import note
 from edgegen.fleet.credentials import checked_attributes
+from edgegen.fleet.members import join_late
 from edgegen.fleet.release import describe_release
 from edgegen.fleet.request_error import RequestError
-from edgegen.fleet.rollouts import advance, join_late, undo_late
+from edgegen.fleet.rollouts import advance, undo_late
 from edgegen.fleet.transaction import Row, Transaction
 from edgegen.records.deployment import (
     TENANT,
@@ -39,7 +41,8 @@ from edgegen.records.deployment import (
 _OVER = (ActionState.CONFIRMED, ActionState.FAILED, ActionState.TIMED_OUT, ActionState.CANCELED)
 _ACTION = (
     "SELECT actions.*, rollouts.digest AS digest, rollouts.state AS rollout_state, rollouts.kind AS kind, "
-    "rollouts.thresholds AS thresholds FROM actions JOIN rollouts ON rollouts.id = actions.rollout "
+    "rollouts.grp AS grp, rollouts.thresholds AS thresholds FROM actions "
+    "JOIN rollouts ON rollouts.id = actions.rollout "
 )
 _MOST_DIGEST = 80
 
@@ -145,6 +148,8 @@ def report(tx: Transaction, now_s: float, device: str, action: int, said: Feedba
         state = ActionState.RUNNING if row["state"] == ActionState.OFFERED else row["state"]
         tx.run("UPDATE actions SET state = ?, phase = ? WHERE id = ?", state, phase or row["phase"], action)
         return
+    if outcome == ActionState.CANCELED:
+        reason = Reason.CANCELED if row["state"] == ActionState.CANCELING else DECLINED
     _close(tx, now_s, row, outcome, phase, reason, " ".join(said.status.details)[:500])
 
 
@@ -175,9 +180,17 @@ def _close(tx: Transaction, now_s: float, row: Row, outcome: ActionState, phase:
     )
     note(tx, now_s, f"device:{device}", str(outcome), f"device:{device}", f"rollout={row['rollout']} {detail}".strip())
     if outcome == ActionState.CONFIRMED:
-        tx.run("UPDATE devices SET running = ? WHERE device = ?", row["digest"], device)
-        undo_late(tx, now_s, row["rollout"], device)
+        _note_installed(tx, now_s, row)
     advance(tx, now_s, row["rollout"])
+
+
+def _note_installed(tx: Transaction, now_s: float, row: Row) -> None:
+    """A device runs an action's release now; if that is no longer what it should, send it on."""
+    tx.run("UPDATE devices SET running = ? WHERE device = ?", row["digest"], row["device"])
+    undo_late(tx, now_s, row["rollout"], row["device"])
+    (device,) = tx.rows("SELECT grp FROM devices WHERE device = ?", row["device"])
+    if device["grp"] != row["grp"]:  # it was moved when it could not drop this any more
+        join_late(tx, now_s, row["device"], device["grp"], moved=True)
 
 
 def _report_late(tx: Transaction, now_s: float, row: Row, outcome: ActionState | None) -> None:
@@ -186,9 +199,8 @@ def _report_late(tx: Transaction, now_s: float, row: Row, outcome: ActionState |
         return
     if outcome == ActionState.CONFIRMED and row["state"] in (ActionState.TIMED_OUT, ActionState.CANCELED):
         device = row["device"]
-        tx.run("UPDATE devices SET running = ? WHERE device = ?", row["digest"], device)
         note(tx, now_s, f"device:{device}", "confirmed late", f"device:{device}", f"rollout={row['rollout']}")
-        undo_late(tx, now_s, row["rollout"], device)
+        _note_installed(tx, now_s, row)
         return
     raise RequestError(410, "this action is over")
 

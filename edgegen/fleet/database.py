@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from edgegen.errors import ConfigError, DeviceError, EdgegenError, NetworkError, UnsupportedError
-from edgegen.fleet.schema import prepare
+from edgegen.fleet.schema import prepare, require_own
 from edgegen.fleet.transaction import Row, Transaction, Value
 
 T = TypeVar("T")
@@ -41,19 +41,18 @@ class Database:
             url: a file's path, `sqlite:///path` or `postgresql://user@host/name`.
 
         Raises:
-            ConfigError: another kind of URL, or a file that is no database.
+            ConfigError: another kind of URL, a file that is no database, or another program's database.
             UnsupportedError: PostgreSQL's driver is not installed.
             NetworkError: PostgreSQL does not answer.
         """
         self.url = url
-        self._connection: _Sqlite | _Postgres = (
-            _Postgres(url) if url.startswith(("postgresql://", "postgres://")) else _Sqlite(_sqlite_path(url))
-        )
+        path = sqlite_path(url)
+        self._connection: _Sqlite | _Postgres = _Postgres(url) if path is None else _Sqlite(path)
         try:
             with self.transaction() as tx:
                 prepare(tx)
         except BaseException:
-            self._connection.close()
+            self.close()
             raise
 
     @contextlib.contextmanager
@@ -95,7 +94,8 @@ class _Sqlite:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             # Autocommit mode: transactions begin and end where this class says so.
-            self.raw = sqlite3.connect(path, timeout=_BUSY_S, isolation_level=None, check_same_thread=False)
+            self.raw = sqlite3.connect(path.absolute(), timeout=_BUSY_S, isolation_level=None, check_same_thread=False)
+            require_own(self.tables(), where=str(path), shared=False)  # before anything is written
             self.raw.execute("PRAGMA auto_vacuum=INCREMENTAL")  # of a new file; an older one stays as it is
             self.raw.execute("PRAGMA secure_delete=ON")  # what is deleted is overwritten: texts must be gone
             self.raw.execute("PRAGMA journal_mode=WAL")
@@ -126,6 +126,10 @@ class _Sqlite:
             return self.raw.executemany(sql, rows).rowcount if rows else 0
         except sqlite3.DatabaseError as error:
             raise _told(error) from error
+
+    def tables(self) -> set[str]:
+        rows = self.rows("SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite#_%' ESCAPE '#'")
+        return {row["name"] for row in rows}
 
     @contextlib.contextmanager
     def whole(self) -> Iterator[None]:
@@ -174,6 +178,7 @@ class _Postgres:
         self._psycopg: Any = psycopg
         self._url = url
         self._open()
+        require_own(self.tables(), where="--store", shared=True)  # the URL may hold a password
 
     def _open(self) -> None:
         from psycopg.rows import dict_row
@@ -183,6 +188,9 @@ class _Postgres:
         except self._psycopg.OperationalError as error:
             line = str(error).strip().splitlines()[0]
             raise NetworkError(f"the fleet's database does not answer: {line}") from error
+        except self._psycopg.ProgrammingError as error:
+            line = str(error).strip().splitlines()[0]
+            raise ConfigError(f"--store: {line}", hint="Write it like postgresql://user@host/name.") from error
 
     def rows(self, sql: str, *arguments: Value) -> list[Row]:
         found: list[Row] = self.raw.execute(sql.replace("?", "%s"), _plain(arguments)).fetchall()
@@ -197,6 +205,12 @@ class _Postgres:
         with self.raw.cursor() as cursor:
             cursor.executemany(sql.replace("?", "%s"), rows)
             return int(cursor.rowcount)
+
+    def tables(self) -> set[str]:
+        return {
+            row["name"]
+            for row in self.rows("SELECT tablename AS name FROM pg_tables WHERE schemaname = current_schema()")
+        }
 
     @contextlib.contextmanager
     def whole(self) -> Iterator[None]:
@@ -310,7 +324,14 @@ def _told(error: sqlite3.DatabaseError) -> Exception:
     return error
 
 
-def _sqlite_path(url: str) -> Path:
+def sqlite_path(url: str) -> Path | None:
+    """The file of a store on SQLite, None for one on PostgreSQL.
+
+    Raises:
+        ConfigError: another kind of URL.
+    """
+    if url.startswith(("postgresql://", "postgres://")):
+        return None
     if url.startswith("sqlite:///"):
         return Path(url.removeprefix("sqlite:///"))
     if "://" in url:

@@ -107,9 +107,11 @@ def open_fleet(where: str, store: str | None = None) -> Fleet:
     """The fleet at a site's folder or a server's URL.
 
     Raises:
-        ConfigError: no such folder, or no token for the URL.
+        ConfigError: no such folder, no token for the URL, or a URL and a database.
     """
     if where.startswith(("http://", "https://")):
+        if store is not None:
+            raise ConfigError("--store goes with a site's folder, not with a URL", hint="Leave it out.")
         return RemoteFleet(where, os.environ.get(TOKEN_VARIABLE, ""))
     site = open_site(Path(where), store)
     return LocalFleet(site.store, site.folder)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from edgegen.errors import ConfigError
-from edgegen.fleet import rollouts
+from edgegen.fleet import members, rollouts
 from edgegen.fleet.audit import read_audit
 from edgegen.fleet.credentials import make_enrolment_token, make_operator
 from edgegen.fleet.monitoring.bundles import read_bundles
@@ -225,12 +225,12 @@ OPERATIONS: dict[str, Operation] = {
     "move": Operation(
         Move,
         type(None),
-        lambda tx, now_s, who, asked: rollouts.move_device(tx, now_s, who, device=asked.device, group=asked.group),
+        lambda tx, now_s, who, asked: members.move_device(tx, now_s, who, device=asked.device, group=asked.group),
     ),
     "revoke": Operation(
         WhichDevice,
         type(None),
-        lambda tx, now_s, who, asked: rollouts.revoke_device(tx, now_s, who, device=asked.device),
+        lambda tx, now_s, who, asked: members.revoke_device(tx, now_s, who, device=asked.device),
     ),
     "retention": Operation(Keep, Lifetimes, lambda tx, now_s, who, asked: keep(tx, now_s, who, asked)),
     "forget-text": Operation(
@@ -238,6 +238,16 @@ OPERATIONS: dict[str, Operation] = {
         Erased,
         lambda tx, now_s, who, asked: erase_texts(tx, now_s, who, asked.device),
         erases=True,
+    ),
+    "allow": Operation(
+        WhichDevice,
+        type(None),
+        lambda tx, now_s, who, asked: members.allow_device(tx, now_s, who, device=asked.device),
+    ),
+    "forget": Operation(
+        WhichDevice,
+        type(None),
+        lambda tx, now_s, who, asked: members.forget_device(tx, now_s, who, device=asked.device),
     ),
     "enrolment-token": Operation(Admit, str, _enrolment_token),
     "operator": Operation(

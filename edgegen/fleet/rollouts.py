@@ -6,14 +6,19 @@ killed goes on where the database stands.
 
 from __future__ import annotations
 
+import math
+
 import msgspec
 
 from edgegen.errors import ConfigError
+from edgegen.fleet.actions import add_action, cancel_actions
 from edgegen.fleet.audit import ENGINE, note
 from edgegen.fleet.credentials import require_name
-from edgegen.fleet.judge import Move, Verdict, judge
+from edgegen.fleet.epochs import require_takable, require_way_back, why_not_back
+from edgegen.fleet.gauge import Gauge, accepted_metrics, keep_asked, no_readings
+from edgegen.fleet.judge import Move, Verdict, judge, limits_of
 from edgegen.fleet.schema import next_id
-from edgegen.fleet.transaction import Transaction
+from edgegen.fleet.transaction import Row, Transaction
 from edgegen.fleet.views import read_rollout
 from edgegen.fleet.waves import assign, checked_waves
 from edgegen.records.deployment import ActionState, Rollout, RolloutState, Thresholds
@@ -40,7 +45,8 @@ def begin_rollout(
         waves: cumulative fractions of the group, the last 1.
 
     Raises:
-        ConfigError: an unknown release, a group without devices, thresholds out of range.
+        ConfigError: an unknown release, a group without devices, thresholds out of range, an epoch that devices of the
+            group would refuse.
     """
     require_name(group, what="group")
     checked_waves(waves)
@@ -54,6 +60,10 @@ def begin_rollout(
             f"group {group!r} has no devices",
             hint=f"Known groups: {', '.join(groups)}." if groups else "No device has enrolled yet.",
         )
+    _require_release(tx, digest)
+    require_takable(tx, digest, group)
+    if thresholds.roll_back:
+        require_way_back(tx, digest, group)
     late_s = now_s - thresholds.defer_after_s
     devices = [(row["device"], (row["seen_s"] or row["enrolled_s"]) >= late_s) for row in rows]
     begun = _insert(tx, now_s, who, "update", digest, group, devices, waves, thresholds)
@@ -69,7 +79,8 @@ def pause(tx: Transaction, now_s: float, who: str, rollout: int) -> Rollout:
 
 
 def resume(tx: Transaction, now_s: float, who: str, rollout: int) -> Rollout:
-    """Go on. A wave that fell short of its threshold, and in which nobody is still at it, counts as accepted."""
+    """Go on. A wave that fell short of its threshold, and in which nobody is still at it, counts as accepted; so does,
+    for this wave, what its telemetry was paused for (see `gauge`)."""
     found = read_rollout(tx, rollout)
     _require(found, RolloutState.PAUSED)
     _set_state(tx, now_s, who, rollout, RolloutState.RUNNING, "")
@@ -78,7 +89,7 @@ def resume(tx: Transaction, now_s: float, who: str, rollout: int) -> Rollout:
         *(now_s, rollout, ActionState.OFFERED),
     )
     waves = [wave for wave in found.waves if wave.begun_s is not None]
-    if waves and judge(found.waves, found.thresholds, now_s).move == Move.PAUSE:
+    if waves and waves[-1].succeeded_s is None and judge(found.waves, found.thresholds, now_s).move == Move.PAUSE:
         note(tx, now_s, who, "wave accepted", f"rollout:{rollout}", f"wave={waves[-1].number} {found.reason}")
         _mark(tx, now_s, rollout, waves[-1].number)
     return advance(tx, now_s, rollout)
@@ -88,8 +99,12 @@ def abort(tx: Transaction, now_s: float, who: str, rollout: int, reason: str = "
     """Stop for good: devices that have not begun never do, those at it are asked to drop it."""
     found = read_rollout(tx, rollout)
     _require(found, *_LIVE)
-    _set_state(tx, now_s, who, rollout, RolloutState.ABORTED, reason or f"aborted by {who}")
-    _cancel(tx, now_s, "rollout = ?", rollout)
+    reason = reason or f"aborted by {who}"
+    stuck = why_not_back(tx, found.digest, _ways_back(tx, found)) if found.thresholds.roll_back else ""
+    _set_state(
+        tx, now_s, who, rollout, RolloutState.ABORTED, f"{reason}; not all is rolled back: {stuck}" if stuck else reason
+    )
+    cancel_actions(tx, now_s, "rollout = ?", rollout)
     if found.thresholds.roll_back:
         _undo(tx, now_s, who, found)
     return read_rollout(tx, rollout)
@@ -103,13 +118,20 @@ def roll_back(tx: Transaction, now_s: float, who: str, rollout: int) -> tuple[Ro
         is only stopped.
 
     Raises:
-        ConfigError: it is a roll-back itself.
+        ConfigError: it is a roll-back itself, or an earlier release's epoch is lower: its devices would refuse that.
+            Nothing has changed then.
     """
     found = read_rollout(tx, rollout)
     if found.kind == "rollback":
         raise ConfigError(f"rollout {rollout} is a roll-back itself", hint="Deploy the release that you want.")
+    stuck = why_not_back(tx, found.digest, _ways_back(tx, found))
+    if stuck:
+        raise ConfigError(
+            f"rollout {rollout} cannot be rolled back: {stuck}",
+            hint="To stop it, abort it; to go back, pack the old model again with the present --epoch and deploy that.",
+        )
     _set_state(tx, now_s, who, rollout, RolloutState.ABORTED, f"rolled back by {who}")
-    _cancel(tx, now_s, "rollout = ?", rollout)
+    cancel_actions(tx, now_s, "rollout = ?", rollout)
     return _undo(tx, now_s, who, found)
 
 
@@ -120,62 +142,23 @@ def undo_late(tx: Transaction, now_s: float, rollout: int, device: str) -> None:
         _undo(tx, now_s, ENGINE, read_rollout(tx, rollout), device)
 
 
-def join_late(tx: Transaction, now_s: float, device: str, group: str) -> None:
-    """Give a device what its group has or is getting, if it came later."""
-    newest = tx.rows(
-        "SELECT id FROM rollouts WHERE grp = ? AND kind = 'update' AND state IN (?, ?, ?) ORDER BY id DESC LIMIT 1",
-        *(group, RolloutState.RUNNING, RolloutState.PAUSED, RolloutState.FINISHED),
-    )
-    if not newest or tx.rows("SELECT id FROM actions WHERE rollout = ? AND device = ?", newest[0]["id"], device):
-        return
-    rollout = newest[0]["id"]
-    (last,) = tx.rows("SELECT number, begun_s FROM waves WHERE rollout = ? ORDER BY number DESC LIMIT 1", rollout)
-    state = ActionState.WAITING if last["begun_s"] is None else ActionState.OFFERED
-    _add(tx, rollout, device, last["number"], state)
-    note(tx, now_s, ENGINE, "joined late", f"device:{device}", f"rollout={rollout}")
+def advance(tx: Transaction, now_s: float, rollout: int, gauge: Gauge | None = None) -> Rollout:
+    """Count who is late, judge, and do what the verdict says, until there is nothing more to do.
 
-
-def move_device(tx: Transaction, now_s: float, who: str, *, device: str, group: str) -> None:
-    """Put a device into another group: it drops what the old one was getting and takes what the new one has.
-
-    Raises:
-        ConfigError: there is no such device.
+    Args:
+        gauge: what the telemetry says; None: it is not looked at here, and no wave that depends on it begins.
     """
-    require_name(group, what="group")
-    if not tx.run("UPDATE devices SET grp = ? WHERE device = ?", group, device):
-        raise ConfigError(f"there is no device {device!r}", hint="See `edgegen fleet devices`.")
-    _cancel(tx, now_s, "device = ? AND rollout IN (SELECT id FROM rollouts WHERE grp <> ?)", device, group)
-    note(tx, now_s, who, "moved", f"device:{device}", f"group={group}")
-    join_late(tx, now_s, device, group)
-
-
-def revoke_device(tx: Transaction, now_s: float, who: str, *, device: str) -> None:
-    """Refuse a device's credential from now on, as after a theft; it stays in the records.
-
-    Raises:
-        ConfigError: there is no such device.
-    """
-    if not tx.run("UPDATE devices SET revoked = 1 WHERE device = ?", device):
-        raise ConfigError(f"there is no device {device!r}", hint="See `edgegen fleet devices`.")
-    _cancel(tx, now_s, "device = ?", device)
-    tx.run(
-        "UPDATE actions SET state = ? WHERE device = ? AND state = ?",
-        ActionState.CANCELED,
-        device,
-        ActionState.CANCELING,
-    )
-    note(tx, now_s, who, "revoked", f"device:{device}")
-
-
-def advance(tx: Transaction, now_s: float, rollout: int) -> Rollout:
-    """Count who is late, judge, and do what the verdict says, until there is nothing more to do."""
     found = read_rollout(tx, rollout)
     _expire(tx, now_s, found)
+    gate = None
+    if gauge is not None and found.state == RolloutState.RUNNING and limits_of(found.thresholds):
+        gate = gauge(tx, found, now_s)
     while True:
         found = read_rollout(tx, rollout)
         if found.state != RolloutState.RUNNING:
             return found
-        verdict = judge(found.waves, found.thresholds, now_s)
+        wave = max((wave.number for wave in found.waves if wave.begun_s is not None), default=0)
+        verdict = judge(found.waves, found.thresholds, now_s, gate, accepted_metrics(tx, rollout, wave))
         if verdict.move == Move.WAIT:
             if verdict.reason != found.reason:
                 tx.run("UPDATE rollouts SET reason = ? WHERE id = ?", verdict.reason, rollout)
@@ -183,14 +166,14 @@ def advance(tx: Transaction, now_s: float, rollout: int) -> Rollout:
         _carry_out(tx, now_s, found, verdict)
 
 
-def advance_all(tx: Transaction, now_s: float) -> None:
+def advance_all(tx: Transaction, now_s: float, gauge: Gauge = no_readings) -> None:
     """Move every rollout that is not over, or of which a device is still at it."""
     for row in tx.rows(
         "SELECT id FROM rollouts WHERE state = ? OR id IN (SELECT rollout FROM actions WHERE state IN (?, ?, ?)) "
         "ORDER BY id",
         *(RolloutState.RUNNING, ActionState.OFFERED, ActionState.RUNNING, ActionState.CANCELING),
     ):
-        advance(tx, now_s, row["id"])
+        advance(tx, now_s, row["id"], gauge)
 
 
 def forgive_outage(tx: Transaction, now_s: float, tick_s: float) -> None:
@@ -224,6 +207,8 @@ def _carry_out(tx: Transaction, now_s: float, found: Rollout, verdict: Verdict) 
             note(tx, now_s, ENGINE, "wave succeeded", f"rollout:{found.id}", f"wave={verdict.wave}")
             _mark(tx, now_s, found.id, verdict.wave)
         case Move.PAUSE:
+            if verdict.asked:
+                keep_asked(tx, found.id, verdict.wave, verdict.asked)
             _set_state(tx, now_s, ENGINE, found.id, RolloutState.PAUSED, verdict.reason)
         case Move.ABORT:
             abort(tx, now_s, ENGINE, found.id, verdict.reason)
@@ -266,9 +251,7 @@ def _insert(
     thresholds: Thresholds,
 ) -> int:
     """Write a rollout down; its number."""
-    releases = tx.rows("SELECT name, version FROM releases WHERE digest = ?", digest)
-    if not releases:
-        raise ConfigError(f"no release {digest[:19]}… is published", hint="Publish it first.")
+    release = _require_release(tx, digest)
     rollout = next_id(tx, "rollouts")
     tx.run(
         "INSERT INTO rollouts (id, digest, grp, state, reason, kind, undone, thresholds, created_s, created_by) "
@@ -279,23 +262,33 @@ def _insert(
     for number, fraction in enumerate(waves, start=1):
         tx.run("INSERT INTO waves (rollout, number, fraction) VALUES (?, ?, ?)", rollout, number, fraction)
     for device, wave in assign(rollout, devices, waves).items():
-        _add(tx, rollout, device, wave, ActionState.WAITING)
-    label = f"{releases[0]['name']} {releases[0]['version']} group={group} devices={len(devices)}"
+        add_action(tx, rollout, device, wave, ActionState.WAITING)
+    label = f"{release['name']} {release['version']} group={group} devices={len(devices)}"
     note(tx, now_s, who, f"{kind} begun", f"rollout:{rollout}", label)
     return rollout
-
-
-def _add(tx: Transaction, rollout: int, device: str, wave: int, state: ActionState) -> None:
-    tx.run(
-        "INSERT INTO actions (id, rollout, device, wave, state, phase, reason, from_digest) "
-        "VALUES (?, ?, ?, ?, ?, '', '', '')",
-        *(next_id(tx, "actions"), rollout, device, wave, state),
-    )
 
 
 def _undo(tx: Transaction, now_s: float, who: str, found: Rollout, device: str = "") -> tuple[Rollout, ...]:
     """Rollouts that bring the devices which confirmed a release (or the one named) back to what they ran before."""
     tx.run("UPDATE rollouts SET undone = 1 WHERE id = ?", found.id)
+    going = _ways_back(tx, found, device)
+    for digest in list(going):
+        stuck = why_not_back(tx, found.digest, [digest])
+        if stuck:
+            note(tx, now_s, who, "not rolled back", f"rollout:{found.id}", f"{', '.join(going.pop(digest))}: {stuck}")
+    thresholds = msgspec.structs.replace(
+        _UNDO, deadline_s=found.thresholds.deadline_s, defer_after_s=found.thresholds.defer_after_s
+    )
+    undone = []
+    for digest, devices in going.items():
+        ready = [(name, True) for name in devices]
+        begun = _insert(tx, now_s, who, "rollback", digest, found.group, ready, (1.0,), thresholds)
+        undone.append(advance(tx, now_s, begun))
+    return tuple(undone)
+
+
+def _ways_back(tx: Transaction, found: Rollout, device: str = "") -> dict[str, list[str]]:
+    """Earlier release → the devices that confirmed a rollout's (or the one named) and ran that one before."""
     rows = tx.rows(
         "SELECT device, from_digest FROM actions WHERE rollout = ? AND state IN (?, ?) AND from_digest <> ? "
         "AND from_digest IN (SELECT digest FROM releases) AND device IN "
@@ -304,18 +297,11 @@ def _undo(tx: Transaction, now_s: float, who: str, found: Rollout, device: str =
         "WHERE rollouts.kind = 'rollback' AND actions.finished_s IS NULL) ORDER BY device",
         *(found.id, ActionState.CONFIRMED, ActionState.TIMED_OUT, found.digest, found.digest),
     )
-    going: dict[str, list[tuple[str, bool]]] = {}
+    going: dict[str, list[str]] = {}
     for row in rows:
         if not device or row["device"] == device:
-            going.setdefault(row["from_digest"], []).append((row["device"], True))
-    thresholds = msgspec.structs.replace(
-        _UNDO, deadline_s=found.thresholds.deadline_s, defer_after_s=found.thresholds.defer_after_s
-    )
-    undone = []
-    for digest, devices in going.items():
-        begun = _insert(tx, now_s, who, "rollback", digest, found.group, devices, (1.0,), thresholds)
-        undone.append(advance(tx, now_s, begun))
-    return tuple(undone)
+            going.setdefault(row["from_digest"], []).append(row["device"])
+    return going
 
 
 def _supersede(tx: Transaction, now_s: float, who: str, devices: list[str], group: str, begun: int) -> None:
@@ -323,21 +309,7 @@ def _supersede(tx: Transaction, now_s: float, who: str, devices: list[str], grou
     for row in tx.rows("SELECT id FROM rollouts WHERE grp = ? AND state IN (?, ?) AND id <> ?", group, *_LIVE, begun):
         _set_state(tx, now_s, who, row["id"], RolloutState.SUPERSEDED, f"superseded by rollout {begun}")
     for device in devices:
-        _cancel(tx, now_s, "device = ? AND rollout <> ?", device, begun)
-
-
-def _cancel(tx: Transaction, now_s: float, which: str, *arguments: str | int) -> None:
-    """End actions that have not begun, and ask for the end of those that have. `which` is an SQL condition."""
-    unseen = "state IN (?, ?) OR (state = ? AND offered_s IS NULL)"
-    tx.run(
-        f"UPDATE actions SET state = ?, reason = 'canceled', finished_s = ? WHERE ({which}) AND ({unseen})",
-        *(ActionState.CANCELED, now_s, *arguments),
-        *(ActionState.WAITING, ActionState.DEFERRED, ActionState.OFFERED),
-    )
-    tx.run(
-        f"UPDATE actions SET state = ? WHERE ({which}) AND state IN (?, ?)",
-        *(ActionState.CANCELING, *arguments, ActionState.OFFERED, ActionState.RUNNING),
-    )
+        cancel_actions(tx, now_s, "device = ? AND rollout <> ?", device, begun)
 
 
 def _mark(tx: Transaction, now_s: float, rollout: int, wave: int) -> None:
@@ -350,6 +322,13 @@ def _set_state(tx: Transaction, now_s: float, who: str, rollout: int, state: Rol
     note(tx, now_s, who, str(state), f"rollout:{rollout}", reason)
 
 
+def _require_release(tx: Transaction, digest: str) -> Row:
+    rows = tx.rows("SELECT name, version FROM releases WHERE digest = ?", digest)
+    if not rows:
+        raise ConfigError(f"no release {digest[:19]}… is published", hint="Publish it first.")
+    return rows[0]
+
+
 def _require(found: Rollout, *states: RolloutState) -> None:
     if found.state not in states:
         raise ConfigError(
@@ -359,10 +338,22 @@ def _require(found: Rollout, *states: RolloutState) -> None:
 
 
 def _check_thresholds(thresholds: Thresholds) -> None:
-    for name in ("success_fraction", "abort_fraction"):
-        if not 0 <= getattr(thresholds, name) <= 1:
-            raise ConfigError(f"{name}: {getattr(thresholds, name):g} is not between 0 and 1")
-    if thresholds.min_executed < 1 or thresholds.deadline_s <= 0 or thresholds.defer_after_s <= 0:
-        raise ConfigError("min_executed, deadline_s and defer_after_s must be above 0")
-    if thresholds.soak_s < 0:
-        raise ConfigError("soak_s must not be negative")
+    for name in ("success_fraction", "abort_fraction", "max_error_fraction_rise", "max_thumbs_down_rise"):
+        value = getattr(thresholds, name)
+        if value is not None and not 0 <= value <= 1:
+            raise ConfigError(f"{name}: {value:g} is not between 0 and 1")
+    for name in ("deadline_s", "defer_after_s", "max_ttft_ratio", "min_tokens_per_s_ratio", "drift"):
+        value = getattr(thresholds, name)
+        if value is not None and not 0 < value < math.inf:
+            raise ConfigError(f"{name}: {value:g} is no number above 0")
+    for name in ("min_executed", "min_generations"):
+        if getattr(thresholds, name) < 1:
+            raise ConfigError(f"{name} must be at least 1")
+    if not 0 <= thresholds.soak_s < math.inf:
+        raise ConfigError(f"soak_s: {thresholds.soak_s:g} is no number from 0 on")
+    limits = limits_of(thresholds)
+    without = [metric for metric in thresholds.abort_on if metric not in limits]
+    if without:
+        raise ConfigError(f"abort_on: {without[0]} has no threshold", hint="Give it one, or leave it out.")
+    if thresholds.require_telemetry and not limits:
+        raise ConfigError("require_telemetry: no metric has a threshold", hint="Give at least one a threshold.")

@@ -51,6 +51,29 @@ _DELIVERY = (
 )
 
 
+_OWN = frozenset({"meta", "counters", "devices", "rollouts", "audit"})
+"""Tables that every fleet's database has had, made in one transaction."""
+
+
+def require_own(tables: set[str], *, where: str, shared: bool) -> None:
+    """Whether a database is a fleet's, or free for one.
+
+    Args:
+        tables: names of its tables.
+        where: what it is called in the error.
+        shared: whether other programs' tables may stand beside, under other names.
+
+    Raises:
+        ConfigError: it is another program's.
+    """
+    strange = (tables & _OWN if shared else tables) if not tables >= _OWN else set()
+    if strange:
+        raise ConfigError(
+            f"{where}: no fleet's database: it has another program's table {sorted(strange)[0]!r}",
+            hint="Name a fleet's database, or a new one.",
+        )
+
+
 def prepare(tx: Transaction) -> None:
     """Bring the database to this version's schema.
 

@@ -326,8 +326,27 @@ class RolloutState(StrEnum):
     """A later rollout to the same group took over."""
 
 
+class GateMetric(StrEnum):
+    """What devices report about a release, that a rollout may be gated on. Higher is worse, but for the speed."""
+
+    ERRORS = "error_fraction"
+    """Generations that ended in an error ÷ generations."""
+    TTFT = "ttft"
+    """Time to first token, seconds."""
+    SPEED = "tokens_per_s"
+    """Answer tokens a second."""
+    THUMBS_DOWN = "thumbs_down_fraction"
+    """Generations that a user rated down ÷ generations."""
+    DRIFT = "drift"
+    """Population stability index of the answers' features."""
+
+
 class Thresholds(Record, frozen=True):
-    """When a rollout goes on, and when it stops by itself."""
+    """When a rollout goes on, and when it stops by itself.
+
+    The fields from `max_error_fraction_rise` on gate it on telemetry: what devices with the release report is compared
+    with what the devices of the group report that wait for it (the control). None: that is not looked at.
+    """
 
     success_fraction: float = 0.9
     """Share of a wave's counted devices that must be confirmed before the next wave begins."""
@@ -343,6 +362,23 @@ class Thresholds(Record, frozen=True):
     """A device that was not seen for so long is deferred."""
     roll_back: bool = False
     """When the rollout stops by itself or is aborted, send devices that confirmed it back to what they ran before."""
+    max_error_fraction_rise: float | None = None
+    """It stops when the error fraction is above the control's by more than this, 0 to 1."""
+    max_ttft_ratio: float | None = None
+    """It stops when the time to first token is above this times the control's."""
+    min_tokens_per_s_ratio: float | None = None
+    """It stops when the speed is below this times the control's."""
+    max_thumbs_down_rise: float | None = None
+    """It stops when the thumbs-down fraction is above the control's by more than this, 0 to 1."""
+    drift: float | None = None
+    """It stops when the population stability index against the control is above this."""
+    min_generations: int = 200
+    """With the release and without, each; fewer are no verdict."""
+    abort_on: tuple[GateMetric, ...] = ()
+    """It is aborted when one of these is worse; for the others it is paused, and a person decides."""
+    require_telemetry: bool = False
+    """A next wave waits until there are enough reports for a verdict on each metric that has a threshold; after
+    `deadline_s` of that it is paused."""
 
 
 class Wave(Record, frozen=True):

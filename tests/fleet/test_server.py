@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from edgegen.errors import ConfigError, NetworkError
+from edgegen.fleet.database import Database
 from edgegen.fleet.operate import RemoteFleet
 from edgegen.fleet.operations import Admit, WhichDevice, WhichDevices, WhichEntries, WhichRollout
 from edgegen.fleet.server import serve
@@ -255,6 +256,7 @@ def test_health_and_metrics_name_no_device(url: str, devices: list[DdiDevice]) -
 
 def test_tokens_do_not_cross_a_network_in_clear_text(tmp_path: Path) -> None:
     (tmp_path / "repository").mkdir()
+    Database(str(tmp_path / "fleet.db")).close()
     with pytest.raises(ConfigError, match="clear text"):
         serve(open_site(tmp_path), host="0.0.0.0", port=0)
     with pytest.raises(ConfigError, match="both"):

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from edgegen.fleet.database import Database
 from tests.flows.command import run_cli
 
 HUGE = "99999999999999999999"
@@ -26,6 +27,7 @@ HUGE = "99999999999999999999"
 def test_a_wrong_argument(words: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EDGEGEN_FLEET_TOKEN", "x")
     (tmp_path / "site" / "repository").mkdir(parents=True)
+    Database(str(tmp_path / "site" / "fleet.db")).close()
     (tmp_path / "empty").touch()
     places = {"SITE": tmp_path / "site", "EMPTY": tmp_path / "empty"}
     done = run_cli("fleet", *(places.get(word, word) for word in words))

@@ -6,12 +6,11 @@ and the alerts take these; the screen of drift asks for its own.
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import weakref
 from collections.abc import Mapping, Sequence
-from typing import Any
 
+from edgegen.fleet.drift.cells import device_fault, drift_cells
+from edgegen.fleet.drift.faults import Evidence, whose_fault
 from edgegen.fleet.transaction import Transaction
 from edgegen.records.monitor import Ask, DriftCell, Verdict
 from edgegen.records.telemetry import Canary
@@ -25,8 +24,7 @@ _kept: weakref.WeakKeyDictionary[Transaction, dict[float, tuple[float, tuple[Dri
 
 def read_drift(tx: Transaction, now_s: float, ask: Ask) -> tuple[DriftCell, ...]:
     """Cells of drift, as asked for."""
-    found = _package()
-    return tuple(found.drift_cells(tx, ask, now_s)) if found else ()
+    return drift_cells(tx, ask, now_s)
 
 
 def recent_drift(tx: Transaction, now_s: float, window_s: float) -> tuple[DriftCell, ...]:
@@ -52,8 +50,7 @@ def worst_verdicts(cells: tuple[DriftCell, ...]) -> dict[tuple[str, str], Verdic
 
 def read_fault(tx: Transaction, now_s: float, device: str, ask: Ask) -> str:
     """Whose fault a device's change is (`DeviceDetail.fault`)."""
-    found = _package()
-    return str(found.device_fault(tx, device, ask, now_s)) if found else ""
+    return device_fault(tx, device, ask, now_s)
 
 
 def canary_fault(runs: Mapping[int, Sequence[Canary]]) -> str:
@@ -62,10 +59,4 @@ def canary_fault(runs: Mapping[int, Sequence[Canary]]) -> str:
     Args:
         runs: golden prompt → its first and its last run on the device with one release.
     """
-    found = _package("faults")
-    return str(found.whose_fault(found.Evidence(canaries=runs))) if found else ""
-
-
-def _package(module: str = "cells") -> Any:
-    name = "edgegen.fleet.drift"
-    return importlib.import_module(f"{name}.{module}") if importlib.util.find_spec(name) else None
+    return whose_fault(Evidence(canaries=runs))
