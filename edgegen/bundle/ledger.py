@@ -23,7 +23,7 @@ from edgegen.bundle.keys import (
 from edgegen.bundle.layout import METADATA, ROLES
 from edgegen.bundle.roles import TOP, Roles, RoleState
 from edgegen.common.codec import did_you_mean
-from edgegen.common.files import write_bytes
+from edgegen.common.files import disk_errors, write_bytes
 from edgegen.errors import ConfigError
 
 
@@ -150,10 +150,12 @@ def online_keys(folder: Path, out: Path) -> None:
     chosen = [path for path in sorted((folder / PRIVATE).glob("*.pem")) if load_key(path).public_key.keyid in wanted]
     if len(chosen) < len(wanted):
         raise ConfigError(f"{folder}: the private keys of snapshot and timestamp are not here")
-    (out / PRIVATE).mkdir(parents=True, exist_ok=True)
-    (out / PRIVATE).chmod(0o700)
+    with disk_errors(out):
+        (out / PRIVATE).mkdir(parents=True, exist_ok=True)
+        (out / PRIVATE).chmod(0o700)
     for path in chosen:
         target = out / PRIVATE / path.name
-        target.unlink(missing_ok=True)
+        with disk_errors(target):
+            target.unlink(missing_ok=True)
         write_private(target, path.read_bytes())
     save_settings(out, settings.days)

@@ -58,6 +58,9 @@ def init_repository(repository: Path, keys: Path) -> None:
     Raises:
         ConfigError: the repository has metadata already, or not a folder of keys.
     """
+    from edgegen.bundle.keys import load_settings
+
+    load_settings(keys)
     trusted_root(keys)
     begun = [path for path in (repository / METADATA).glob("*") if not path.name.startswith(".")]
     if begun and not _is_cut_off(begun, keys / METADATA):

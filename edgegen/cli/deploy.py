@@ -11,9 +11,14 @@ from edgegen.cli import options
 from edgegen.cli.render import write_json
 from edgegen.common.units import format_bytes, format_seconds
 from edgegen.errors import ConfigError
+from edgegen.records.deployment import GateMetric
+
+_ANYWHERE = ("bundle", "to", "fleet", "json")
+"""Parameters of both ways; `--folder` goes with --to, all others with --fleet."""
 
 
 def deploy(
+    context: typer.Context,
     bundle: Annotated[
         str, typer.Argument(help="A bundle's folder; with --fleet also NAME@VERSION.", show_default=False)
     ],
@@ -29,16 +34,44 @@ def deploy(
     deadline: Annotated[float, typer.Option("--deadline", help="Minutes a device has; later is a failure.")] = 60.0,
     soak: Annotated[float, typer.Option("--soak", help="Minutes between a wave's success and the next.")] = 0.0,
     roll_back: Annotated[bool, typer.Option("--roll-back", help="If it stops, bring devices back.")] = False,
+    max_error_rise: Annotated[
+        float | None, typer.Option("--max-error-rise", help="Pause when more of the generations fail, 0 to 1.")
+    ] = None,
+    max_ttft_ratio: Annotated[
+        float | None, typer.Option("--max-ttft-ratio", help="Pause above so many times the time to first token.")
+    ] = None,
+    min_speed_ratio: Annotated[
+        float | None, typer.Option("--min-speed-ratio", help="Pause below so many times the tokens a second.")
+    ] = None,
+    max_thumbs_down_rise: Annotated[
+        float | None, typer.Option("--max-thumbs-down-rise", help="Pause when more are rated down, 0 to 1.")
+    ] = None,
+    max_drift: Annotated[
+        float | None, typer.Option("--max-drift", help="Pause above this population stability index.")
+    ] = None,
+    min_generations: Annotated[
+        int, typer.Option("--min-generations", help="With the release and without, before these are judged.")
+    ] = 200,
+    abort_on: Annotated[
+        list[GateMetric] | None, typer.Option("--abort-on", help="Abort for this metric, do not pause; repeatable.")
+    ] = None,
+    require_telemetry: Annotated[
+        bool, typer.Option("--require-telemetry", help="Begin no next wave before these can be judged.")
+    ] = False,
     store: Annotated[str | None, typer.Option("--store", help="Another database, like postgresql://….")] = None,
     folder: Annotated[str | None, typer.Option("--folder", help="With --to: where the agent is there.")] = None,
     json: options.Json = False,
 ) -> None:
     """Bring a bundle to devices.
 
+    The options from --max-error-rise on compare what devices with the release report with what the devices of the
+    group report that wait for it.
+
     Exit codes: 0 the rollout began, or the device confirmed the release; 5 the device rolled it back.
     """
     if (to is None) == (fleet is None):
         raise ConfigError("name either --to or --fleet", hint="--to ssh://pi@kitchen, or --fleet site/ --group G.")
+    _require_fitting(context, to_fleet=to is None)
     if to is not None:
         _push(bundle, to, folder, json)
         return
@@ -55,6 +88,14 @@ def deploy(
         deadline_s=deadline * 60,
         soak_s=soak * 60,
         roll_back=roll_back,
+        max_error_fraction_rise=max_error_rise,
+        max_ttft_ratio=max_ttft_ratio,
+        min_tokens_per_s_ratio=min_speed_ratio,
+        max_thumbs_down_rise=max_thumbs_down_rise,
+        drift=max_drift,
+        min_generations=min_generations,
+        abort_on=tuple(abort_on or ()),
+        require_telemetry=require_telemetry,
     )
     begun = deploy_bundle(bundle, str(fleet), group=group, waves=parse_waves(waves), thresholds=thresholds, store=store)
     if json:
@@ -63,6 +104,20 @@ def deploy(
     devices = sum(wave.devices for wave in begun.waves)
     sys.stdout.write(f"rollout {begun.id}: {begun.name} {begun.version} to {devices} devices of {begun.group}\n")
     sys.stdout.write(f"watch it with: edgegen fleet rollout {fleet} {begun.id} --watch\n")
+
+
+def _require_fitting(context: typer.Context, *, to_fleet: bool) -> None:
+    """Whether no option was given that the other way of deploying takes.
+
+    Raises:
+        ConfigError: one was.
+    """
+    for name in context.params:
+        source = context.get_parameter_source(name)
+        fits = name in _ANYWHERE or (name != "folder") == to_fleet
+        if source is not None and source.name == "COMMANDLINE" and not fits:
+            goes = "--to" if to_fleet else "--fleet"
+            raise ConfigError(f"--{name.replace('_', '-')} goes with {goes} only", hint="Leave it out.")
 
 
 def _push(bundle: str, to: str, folder: str | None, json: bool) -> None:

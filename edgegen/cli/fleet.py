@@ -35,14 +35,16 @@ Device = Annotated[str, typer.Argument(help="The device's name.", show_default=F
 def init(
     site: Annotated[str, typer.Argument(help="Folder for the site.", show_default=False)],
     keys: Annotated[str, typer.Option("--keys", "-k", help="The folder of signing keys.")] = "keys",
+    store: Store = None,
 ) -> None:
     """Start a site: an empty repository and the keys that renew it; those that sign releases stay where they are."""
     from pathlib import Path
 
     from edgegen.fleet.site import make_site
 
-    made = make_site(Path(site), Path(keys))
-    sys.stdout.write(f"{made.folder}: ready; start it with: edgegen fleet serve {site}\n")
+    made = make_site(Path(site), Path(keys), store)
+    named = " --store …" if store else ""
+    sys.stdout.write(f"{made.folder}: ready; start it with: edgegen fleet serve {site}{named}\n")
 
 
 @app.command("serve")
@@ -72,7 +74,7 @@ def serve(
         sys.stderr.flush()
 
     run(
-        open_site(Path(site), store),
+        open_site(Path(site), store, new_store=True),
         host=host,
         port=port,
         certificate=tls_cert,
@@ -102,10 +104,23 @@ def token(
     sys.stdout.write(f"{made}\n")
 
 
+@app.command("close")
+def close(
+    where: Where,
+    group: Annotated[str, typer.Argument(help="The group that they let into.", show_default=False)],
+    store: Store = None,
+) -> None:
+    """End a group's enrolment tokens, as after one got about; devices that have joined stay."""
+    from edgegen.fleet.operations import Close
+
+    sys.stdout.write(f"{group}: {_do(where, store, 'close-enrolment', Close(group))} tokens ended\n")
+
+
 @app.command("operator")
 def operator(
     site: Where,
     name: Annotated[str, typer.Argument(help="Who it is for; an older token of that name ends.", show_default=False)],
+    dismiss: Annotated[bool, typer.Option("--dismiss", help="End the operator's token instead.")] = False,
     store: Store = None,
 ) -> None:
     """Make an operator's token, which commands the fleet over HTTP; it is shown once, on stdout."""
@@ -114,6 +129,10 @@ def operator(
 
     if "://" in site:
         raise ConfigError("operators are made on the site itself", hint="Name the site's folder, on the server.")
+    if dismiss:
+        _do(site, store, "dismiss", Appoint(name))
+        sys.stdout.write(f"{name}: dismissed\n")
+        return
     sys.stdout.write(f"{_do(site, store, 'operator', Appoint(name))}\n")
 
 
@@ -126,18 +145,24 @@ def devices(
     json: options.Json = False,
 ) -> None:
     """List devices: what each runs, when it was seen, where its update is."""
+    from edgegen.errors import ConfigError
     from edgegen.fleet.operations import WhichDevices
 
     found: tuple[DeviceView, ...] = _do(where, store, "devices", WhichDevices(group, device))
+    if not found and (group or device):
+        what = f"device {device!r}{f' in group {group!r}' if group else ''}" if device else f"device in group {group!r}"
+        raise ConfigError(f"there is no {what}", hint="Without these options all are listed.")
     if json:
         write_json(found)
         return
+    if not found:
+        sys.stderr.write(f"no device has enrolled yet; let them in with: edgegen fleet token {where} --group GROUP\n")
     rows: list[tuple[str, ...]] = [("device", "group", "seen", "runs", "update")]
     for view in found:
         seen = f"{format_seconds(max(0.0, time.time() - view.seen_s))} ago" if view.seen_s else "never"
         update = "–"
         if view.action is not None:
-            reason = f" ({view.action.reason})" if view.action.reason else ""
+            reason = f" ({view.action.reason})" if view.action.reason not in ("", view.action.state) else ""
             update = f"rollout {view.action.rollout}: {view.action.state}{reason}"
             if view.action.state == "running" and view.action.phase:
                 update += f", {view.action.phase}"
@@ -209,7 +234,10 @@ def abort(where: Where, number: Number, store: Store = None, json: options.Json 
 
 @app.command("rollback")
 def rollback(where: Where, number: Number, store: Store = None, json: options.Json = False) -> None:
-    """Send the devices that confirmed a release back to what they ran before."""
+    """Send the devices that confirmed a release back to what they ran before.
+
+    Refused where that has a lower epoch than the release: devices would not take it.
+    """
     from edgegen.fleet.operations import WhichRollout
 
     found = _do(where, store, "rollback", WhichRollout(number))
@@ -218,7 +246,7 @@ def rollback(where: Where, number: Number, store: Store = None, json: options.Js
         return
     if not found:
         sys.stdout.write(
-            f"rollout {number}: stopped; no device that confirmed it is known to have run another release before\n"
+            f"rollout {number}: stopped; no device runs its release that is known to have run another one before\n"
         )
     for one in found:
         _show_rollout(one, False)
@@ -235,14 +263,37 @@ def move(
     from edgegen.fleet.operations import Move
 
     _do(where, store, "move", Move(device, group))
+    sys.stdout.write(f"{device}: in {group}\n")
 
 
 @app.command("revoke")
 def revoke(where: Where, device: Device, store: Store = None) -> None:
-    """Refuse a device's credential from now on."""
+    """Refuse a device's credential from now on, as after a theft."""
     from edgegen.fleet.operations import WhichDevice
 
     _do(where, store, "revoke", WhichDevice(device))
+    sys.stdout.write(f"{device}: revoked; undo it with `edgegen fleet allow`, or free its name with `… forget`\n")
+
+
+@app.command("allow")
+def allow(where: Where, device: Device, store: Store = None) -> None:
+    """Take a revoked device's credential again."""
+    from edgegen.fleet.operations import WhichDevice
+
+    _do(where, store, "allow", WhichDevice(device))
+    sys.stdout.write(f"{device}: allowed\n")
+
+
+@app.command("forget")
+def forget(where: Where, device: Device, store: Store = None) -> None:
+    """Remove a device and its credential, so that its name can enrol again; what it did stays in the records.
+
+    For a device that was set up anew, replaced or retired. Who enrols under the name needs an enrolment token.
+    """
+    from edgegen.fleet.operations import WhichDevice
+
+    _do(where, store, "forget", WhichDevice(device))
+    sys.stdout.write(f"{device}: forgotten; it enrols again with a token of `edgegen fleet token`\n")
 
 
 @app.command("audit")
@@ -357,11 +408,16 @@ def _progress(found: Rollout) -> str:
 
 
 def _show_rollout(found: Rollout, json: bool) -> None:
+    from edgegen.fleet.judge import describe_limits
+
     if json:
         write_json(found)
         return
     why = f": {found.reason}" if found.reason else ""
     sys.stdout.write(f"rollout {found.id}, {found.name} {found.version} to {found.group}: {found.state}{why}\n")
+    gate = describe_limits(found.thresholds)
+    if gate:
+        sys.stdout.write(f"with the release, against without: {gate}\n")
     rows: list[tuple[str, ...]] = [("wave", "share", "devices", "state")]
     for wave in found.waves:
         states = ", ".join(f"{count} {state}" for state, count in sorted(wave.states.items()))

@@ -62,6 +62,19 @@ def make_enrolment_token(
     return token
 
 
+def close_enrolment(tx: Transaction, now_s: float, who: str, *, group: str) -> int:
+    """End all enrolment tokens of a group that could still be used, as after one got about; how many there were.
+
+    Devices that have enrolled keep their credentials.
+    """
+    require_name(group, what="group")
+    ended = tx.run(
+        "UPDATE enrolment_tokens SET uses_left = 0 WHERE grp = ? AND uses_left > 0 AND expires_s >= ?", group, now_s
+    )
+    note(tx, now_s, who, "enrolment closed", f"group:{group}", f"tokens={ended}")
+    return ended
+
+
 def make_operator(tx: Transaction, now_s: float, who: str, *, name: str) -> str:
     """A new operator's token, which replaces an older one of that name. It can be shown only now."""
     require_name(name, what="operator")
@@ -70,6 +83,18 @@ def make_operator(tx: Transaction, now_s: float, who: str, *, name: str) -> str:
     tx.run("INSERT INTO operators (digest, name, created_s) VALUES (?, ?, ?)", digest_token(token), name, now_s)
     note(tx, now_s, who, "operator token made", f"operator:{name}")
     return token
+
+
+def dismiss_operator(tx: Transaction, now_s: float, who: str, *, name: str) -> None:
+    """End an operator's token.
+
+    Raises:
+        ConfigError: there is no such operator.
+    """
+    if not tx.run("DELETE FROM operators WHERE name = ?", name):
+        names = ", ".join(row["name"] for row in tx.rows("SELECT name FROM operators ORDER BY name"))
+        raise ConfigError(f"there is no operator {name[:80]!r}", hint=f"Known: {names or 'none'}.")
+    note(tx, now_s, who, "operator dismissed", f"operator:{name}")
 
 
 def operator_of(tx: Transaction, token: str) -> str:

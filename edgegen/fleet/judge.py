@@ -132,6 +132,13 @@ def limits_of(thresholds: Thresholds) -> dict[GateMetric, float]:
     return {metric: limit for metric, limit in limits.items() if limit is not None}
 
 
+def describe_limits(thresholds: Thresholds) -> str:
+    """The telemetry thresholds in words, empty if there are none."""
+    return ", ".join(
+        f"{metric} {_BOUNDS[metric].format(limit=limit)}" for metric, limit in limits_of(thresholds).items()
+    )
+
+
 def weigh(gate: tuple[Reading, ...], thresholds: Thresholds) -> tuple[Finding, ...]:
     """Each reading of a metric that has a threshold, against it. Exactly at the threshold is not worse."""
     limits = limits_of(thresholds)

@@ -113,6 +113,8 @@ def open_fleet(where: str, store: str | None = None) -> Fleet:
         if store is not None:
             raise ConfigError("--store goes with a site's folder, not with a URL", hint="Leave it out.")
         return RemoteFleet(where, os.environ.get(TOKEN_VARIABLE, ""))
+    if "://" in where:
+        raise ConfigError(f"{where}: a server's URL begins with https:// or http://", hint="Or name a site's folder.")
     site = open_site(Path(where), store)
     return LocalFleet(site.store, site.folder)
 

@@ -13,7 +13,7 @@ from typing import Any
 from edgegen.errors import ConfigError
 from edgegen.fleet import members, rollouts
 from edgegen.fleet.audit import read_audit
-from edgegen.fleet.credentials import make_enrolment_token, make_operator
+from edgegen.fleet.credentials import close_enrolment, dismiss_operator, make_enrolment_token, make_operator
 from edgegen.fleet.monitoring.bundles import read_bundles
 from edgegen.fleet.monitoring.canaries import compare
 from edgegen.fleet.monitoring.device import read_device
@@ -89,8 +89,14 @@ class Admit(Record, frozen=True):
     lifetime_s: float = 86400.0
 
 
+class Close(Record, frozen=True):
+    """Let no further device enrol into a group with the tokens made so far."""
+
+    group: str
+
+
 class Appoint(Record, frozen=True):
-    """Let a person operate the fleet over HTTP."""
+    """Let a person operate the fleet over HTTP, or no longer."""
 
     name: str
 
@@ -250,6 +256,9 @@ OPERATIONS: dict[str, Operation] = {
         lambda tx, now_s, who, asked: members.forget_device(tx, now_s, who, device=asked.device),
     ),
     "enrolment-token": Operation(Admit, str, _enrolment_token),
+    "close-enrolment": Operation(
+        Close, int, lambda tx, now_s, who, asked: close_enrolment(tx, now_s, who, group=asked.group)
+    ),
     "operator": Operation(
         Appoint, str, lambda tx, now_s, who, asked: make_operator(tx, now_s, who, name=asked.name), local=True
     ),
@@ -262,6 +271,12 @@ OPERATIONS: dict[str, Operation] = {
     "monitor-bundles": Operation(Ask, tuple[BundleRow, ...], _question_on_site(read_bundles), on_site=True),
     "monitor-hard": Operation(AskHard, tuple[Text, ...], _question(read_hard)),
     "monitor-withheld": Operation(AskHard, dict[str, int], _question(count_withheld)),
+    "dismiss": Operation(
+        Appoint,
+        type(None),
+        lambda tx, now_s, who, asked: dismiss_operator(tx, now_s, who, name=asked.name),
+        local=True,
+    ),
 }
 
 

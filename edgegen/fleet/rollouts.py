@@ -128,7 +128,7 @@ def roll_back(tx: Transaction, now_s: float, who: str, rollout: int) -> tuple[Ro
     if stuck:
         raise ConfigError(
             f"rollout {rollout} cannot be rolled back: {stuck}",
-            hint="To stop it, abort it; to go back, pack the old model again with the present --epoch and deploy that.",
+            hint="Pack the old model again with the present --epoch and deploy it; `abort` stops a rollout that runs.",
         )
     _set_state(tx, now_s, who, rollout, RolloutState.ABORTED, f"rolled back by {who}")
     cancel_actions(tx, now_s, "rollout = ?", rollout)

@@ -49,9 +49,11 @@ def make_site(folder: Path, keys: Path, store: str | None = None) -> Site:
         ConfigError: not a folder of keys, the site's repository is another's, or the store is.
         TrustError: the site's repository is damaged.
     """
+    from edgegen.bundle.keys import load_settings
     from edgegen.bundle.ledger import online_keys
     from edgegen.bundle.repository import init_repository
 
+    load_settings(keys)
     site = Site(folder, str(folder / "fleet.db") if store is None else store)
     if store is not None:
         _require_store(store, new=True)

@@ -7,6 +7,7 @@ from collections import defaultdict
 import msgspec
 
 from edgegen.errors import ConfigError
+from edgegen.fleet.audit import require_limit
 from edgegen.fleet.transaction import Row, Transaction
 from edgegen.records.deployment import (
     ActionState,
@@ -34,7 +35,12 @@ def read_rollout(tx: Transaction, rollout: int) -> Rollout:
 
 
 def read_rollouts(tx: Transaction, *, group: str = "", limit: int = 50) -> tuple[Rollout, ...]:
-    """The latest rollouts, newest first; of one group if it is named."""
+    """The latest rollouts, newest first; of one group if it is named.
+
+    Raises:
+        ConfigError: a limit below 1.
+    """
+    require_limit(limit)
     where, arguments = ("WHERE grp = ?", (group,)) if group else ("", ())
     rows = tx.rows(f"SELECT * FROM rollouts {where} ORDER BY id DESC LIMIT ?", *arguments, limit)
     return tuple(_rollout(tx, row) for row in rows)

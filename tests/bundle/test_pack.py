@@ -233,6 +233,28 @@ def test_keys_are_shown_and_rotated(place: Path) -> None:
     assert run_cli("keys", "online", place / "keys", place / "online").code == 0
 
 
+def test_online_keys_are_copied_into_a_folder_and_nowhere_else(tmp_path: Path) -> None:
+    keys, out, file, full = (tmp_path / name for name in ("keys", "online", "file", "full"))
+    assert run_cli("keys", "init", keys).code == 0
+    file.write_text("a letter")
+    full.mkdir()
+    (full / "diary.txt").write_text("dear diary")
+    for place, said in ((file, "is a file"), (full, "no folder of keys"), (file / "below", "Not a directory")):
+        done = run_cli("keys", "online", keys, place)
+        assert done.code == 2 and said in done.err and "Traceback" not in done.err, done
+    assert file.read_text() == "a letter" and [path.name for path in full.iterdir()] == ["diary.txt"]
+    for _ in range(2):  # again is the same
+        assert run_cli("keys", "online", keys, out).code == 0
+        copies = sorted((out / "private").iterdir())
+        assert [path.name for path in copies] == ["snapshot-1.pem", "timestamp-1.pem"]
+        assert all(path.stat().st_mode & 0o777 == 0o600 for path in copies)
+        assert all(path.read_bytes() == (keys / "private" / path.name).read_bytes() for path in copies)
+    (keys / "private" / "timestamp-1.pem").unlink()
+    assert "are not here" in run_cli("keys", "online", keys, tmp_path / "second").err
+    assert not (tmp_path / "second").exists()
+    assert run_cli("keys", "online", tmp_path / "nowhere", out).code == 2
+
+
 def test_names_and_versions() -> None:
     assert product_name("HuggingFaceTB/SmolLM2-135M") == "smollm2-135m"
     assert product_name("/models/Käse_Brot/") == "kase-brot"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import sqlite3
 import threading
 from pathlib import Path
 from typing import Any
@@ -85,6 +87,32 @@ def test_what_is_no_database_is_one_line(tmp_path: Path) -> None:
         Database("mysql://host/name")
     with pytest.raises((ConfigError, NetworkError)):
         Database(str(tmp_path / "text" / "below"))
+
+
+def test_another_programs_database_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "photos.db"
+    with contextlib.closing(sqlite3.connect(path)) as other:
+        other.execute("CREATE TABLE photos (name TEXT)")
+        other.commit()
+    before = path.read_bytes()
+    with pytest.raises(ConfigError, match="another program's table 'photos'"):
+        Database(str(path))
+    assert path.read_bytes() == before and [entry.name for entry in tmp_path.iterdir()] == ["photos.db"]
+
+
+@pytest.mark.slow
+def test_a_shared_postgresql_may_hold_other_tables_but_not_of_the_same_names(postgres_store: str) -> None:
+    import psycopg
+
+    with psycopg.connect(postgres_store, autocommit=True) as other:
+        other.execute("CREATE TABLE photos (name TEXT)")
+    Database(postgres_store).close()
+    with psycopg.connect(postgres_store, autocommit=True) as other:
+        other.execute("DROP TABLE meta")
+    with pytest.raises(ConfigError, match="another program's table 'audit'"):
+        Database(postgres_store)
+    with pytest.raises(ConfigError, match="invalid URI"):
+        Database("postgresql://user@host/name?nonsense=1")
 
 
 def test_a_later_schema_is_refused(store: str) -> None:

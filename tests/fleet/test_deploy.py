@@ -19,10 +19,11 @@ from edgegen.bundle.sign import sign_bundle
 from edgegen.bundle.sources import HttpSource
 from edgegen.bundle.trust import Trust
 from edgegen.errors import ConfigError, TrustError
-from edgegen.fleet.site import make_site
+from edgegen.fleet.site import make_site, open_site
 from edgegen.records.bundle import Manifest
 from edgegen.sdk.deploying import deploy_bundle
 from tests.fleet.site import ROOT, Desk, manifest_bytes, serving
+from tests.flows.command import run_cli
 from tests.simulators.ddi_device import DdiDevice
 
 
@@ -55,6 +56,51 @@ def test_a_site_holds_no_key_that_vouches_for_a_release(site: Path, keys: Path) 
     other = next(keys.parent.glob("other-*"))
     with pytest.raises(ConfigError, match="other keys"):
         make_site(site, other)
+
+
+def test_a_site_is_made_again_where_it_was_cut_off_and_not_where_it_is_damaged(
+    site: Path, keys: Path, tmp_path: Path
+) -> None:
+    metadata, copied = site / "repository" / "metadata", tmp_path / "cut" / "repository" / "metadata"
+    copied.mkdir(parents=True)
+    (copied / "1.root.json").write_bytes((metadata / "1.root.json").read_bytes())
+    made = make_site(tmp_path / "cut", keys)
+    assert (copied / "timestamp.json").read_bytes() == (metadata / "timestamp.json").read_bytes()
+    assert open_site(made.folder) == made
+    for name in ("timestamp.json", next(path.name for path in metadata.glob("*.targets.json"))):
+        whole = (metadata / name).read_bytes()
+        for broken in (b"", b"{}", whole[:-20]):
+            (metadata / name).write_bytes(broken)
+            done = run_cli("fleet", "init", site, "--keys", keys)
+            assert done.code == 6 and f"{name}: not metadata" in done.err and not done.out, done
+        (metadata / name).write_bytes(whole)
+    assert run_cli("fleet", "init", site, "--keys", keys).code == 0
+
+
+def test_a_site_without_its_database_is_not_taken_for_a_new_one(site: Path, keys: Path) -> None:
+    (site / "fleet.db").write_bytes(b"")
+    with pytest.raises(ConfigError, match="is empty"):
+        open_site(site)
+    (site / "fleet.db").unlink()
+    with pytest.raises(ConfigError, match="no such file"):
+        open_site(site)
+    make_site(site, keys)
+    open_site(site)
+
+
+def test_a_store_must_be_one(site: Path, keys: Path, tmp_path: Path) -> None:
+    empty, foreign, new = tmp_path / "empty.db", tmp_path / "text", tmp_path / "new.db"
+    empty.touch()
+    foreign.write_text("a letter, long enough to be looked at" * 100)
+    for store in (empty, foreign, f"sqlite:///{empty}", "", "mysql://host/name", new, keys):
+        done = run_cli("fleet", "devices", site, "--store", store)
+        assert done.code == 2 and done.err.startswith("edgegen: "), (store, done)
+    for store in (empty, foreign, "", keys):
+        assert run_cli("fleet", "init", tmp_path / "other", "--keys", keys, "--store", store).code == 2
+    assert not empty.stat().st_size and not new.exists()
+    assert run_cli("fleet", "init", tmp_path / "third", "--keys", keys, "--store", new).code == 0
+    assert run_cli("fleet", "devices", tmp_path / "third", "--store", new).code == 0
+    assert not (tmp_path / "third" / "fleet.db").exists()
 
 
 @pytest.mark.slow

@@ -36,6 +36,8 @@ class Devices:
         self.ticket = desk.do("enrolment-token", group=group, uses=1000)
         self.names = [f"{group}-{number}" for number in range(count)]
         self.running: dict[str, str] = {}
+        self.renewed: set[str] = set()
+        """Those that have enrolled a second time, with another credential."""
         for name in self.names:
             self.join(name)
 
@@ -43,11 +45,18 @@ class Devices:
         asked = Enrolment(device=name, token=name.ljust(40, "x"))
         self.desk.run(lambda tx: enrol(tx, self.desk.now_s, self.ticket, asked))
 
-    def poll(self, name: str) -> dict[str, int]:
+    def join_as_new(self, name: str) -> None:
+        """Enrol with another credential, as a device does that was set up anew."""
+        asked = Enrolment(device=name, token=name.ljust(40, "y"))
+        self.desk.run(lambda tx: enrol(tx, self.desk.now_s, self.ticket, asked))
+        self.running.pop(name, None)
+
+    def poll(self, name: str, token: str = "") -> dict[str, int]:
         """Kind of link → number of its action."""
+        token = token or name.ljust(40, "y" if name in self.renewed else "x")
 
         def ask(tx: Any) -> Any:
-            row = device_of(tx, name, name.ljust(40, "x"))
+            row = device_of(tx, name, token)
             running = self.running.get(name, "none")
             return controller.poll(tx, self.desk.now_s, row, running=running, poll_s=60, base="http://h")
 
@@ -81,10 +90,13 @@ class Devices:
         return sum(self.take(name, good=good) for name in self.names)
 
 
-def begin(desk: Desk, version: str = "1.0.0", waves: tuple[float, ...] = (0.2, 1.0), **rules: Any) -> Rollout:
+def begin(
+    desk: Desk, version: str = "1.0.0", waves: tuple[float, ...] = (0.2, 1.0), *, publish: bool = True, **rules: Any
+) -> Rollout:
     import msgspec
 
-    desk.publish(version)
+    if publish:
+        desk.publish(version)
     thresholds = msgspec.structs.replace(RULES, **rules)
     found = desk.do("begin", release=f"kitchen@{version}", group="kitchens", waves=waves, thresholds=thresholds)
     assert isinstance(found, Rollout)

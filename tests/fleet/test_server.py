@@ -139,6 +139,10 @@ def test_a_stolen_device_token_operates_nothing(devices: list[DdiDevice], desk: 
         "audit": {},
         "move": {"device": "pi-1", "group": "other"},
         "revoke": {"device": "pi-1"},
+        "allow": {"device": "pi-1"},
+        "forget": {"device": "pi-1"},
+        "close-enrolment": {"group": "kitchens"},
+        "dismiss": {"name": "alice"},
     }
     for name, body in asked.items():
         for scheme in ("TargetToken", "Bearer", "EnrolToken"):
@@ -175,6 +179,13 @@ def test_a_revoked_device_is_shut_out(desk: Desk, url: str, operator: str) -> No
     assert device.poll()
     fleet.do("revoke", WhichDevice("stolen"))
     assert device.call("GET", "/default/controller/v1/stolen")[0] == 401
+    fleet.do("allow", WhichDevice("stolen"))
+    assert device.poll()
+    fleet.do("forget", WhichDevice("stolen"))
+    assert device.call("GET", "/default/controller/v1/stolen")[0] == 401
+    anew = DdiDevice("stolen", url)
+    anew.enrol(fleet.do("enrolment-token", Admit("garages")))
+    assert anew.poll()
 
 
 def test_an_operator_is_named_in_the_log_and_cannot_make_operators(url: str, operator: str) -> None:
@@ -183,8 +194,9 @@ def test_an_operator_is_named_in_the_log_and_cannot_make_operators(url: str, ope
     fleet.do("resume", WhichRollout(1))
     entries = fleet.do("audit", WhichEntries("rollout:1"))
     assert {entry.who for entry in entries if entry.what in ("paused", "running")} == {"operator:alice"}
-    with pytest.raises(urllib.error.HTTPError, match="404"):
-        post(url, operator, "operator", {"name": "mallory"})
+    for local in ("operator", "dismiss"):
+        with pytest.raises(urllib.error.HTTPError, match="404"):
+            post(url, operator, local, {"name": "alice"})
     with pytest.raises(ConfigError, match="no rollout 77"):
         fleet.do("pause", WhichRollout(77))
     with pytest.raises(ConfigError, match="token is needed"):

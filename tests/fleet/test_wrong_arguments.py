@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 
 from edgegen.fleet.database import Database
+from tests.fleet.site import Desk
+from tests.fleet.test_rollouts import Devices
 from tests.flows.command import run_cli
 
 HUGE = "99999999999999999999"
@@ -16,6 +18,22 @@ HUGE = "99999999999999999999"
         ("token", "SITE", "--group", "g", "--hours", "nan"),
         ("token", "SITE", "--group", "g", "--uses", HUGE),
         ("audit", "SITE", "--limit", HUGE),
+        ("audit", "SITE", "--limit", "-1"),
+        ("devices", "SITE", "--device", "nobody"),
+        ("devices", "SITE", "--group", "nowhere"),
+        ("forget", "SITE", "nobody"),
+        ("allow", "SITE", "nobody"),
+        ("move", "SITE", "nobody", "attic"),
+        ("close", "SITE", "../x"),
+        ("operator", "SITE", "nobody", "--dismiss"),
+        ("operator", "http://127.0.0.1:1", "alice"),
+        ("devices", "ftp://127.0.0.1"),
+        ("devices", "http://127.0.0.1:1", "--store", "x.db"),
+        ("init", "SITE", "--keys", "EMPTY"),
+        ("serve", "SITE", "--poll", "nan"),
+        ("serve", "SITE", "--poll", "0"),
+        ("serve", "SITE", "--public-url", "not a url"),
+        ("serve", "SITE", "--public-url", "http://[::1"),
         ("rollout", "SITE", HUGE),
         ("devices", "http://[::1"),
         ("serve", "SITE", "--port", "99999"),
@@ -32,6 +50,30 @@ def test_a_wrong_argument(words: tuple[str, ...], tmp_path: Path, monkeypatch: p
     places = {"SITE": tmp_path / "site", "EMPTY": tmp_path / "empty"}
     done = run_cli("fleet", *(places.get(word, word) for word in words))
     assert done.code == 2 and done.err.startswith("edgegen: "), done.err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--fleet", "SITE", "--group", "g", "--folder", "x"),
+        ("--to", "ssh://nowhere", "--group", "g"),
+        ("--to", "ssh://nowhere", "--max-drift", "0.2"),
+        ("--fleet", "SITE", "--group", "g", "--deadline", "nan"),
+        ("--fleet", "SITE", "--group", "g", "--abort-on", "nonsense"),
+        ("--fleet", "SITE", "--group", "g", "--max-ttft-ratio", "0"),
+        ("--fleet", "SITE", "--group", "g", "--require-telemetry"),
+    ],
+    ids=" ".join,
+)
+def test_a_wrong_argument_of_deploy(words: tuple[str, ...], tmp_path: Path) -> None:
+    (tmp_path / "site" / "repository").mkdir(parents=True)
+    desk = Desk(str(tmp_path / "site" / "fleet.db"))
+    desk.publish("1.0.0")
+    Devices(desk, 1, "g")
+    done = run_cli("deploy", "kitchen@1.0.0", *(tmp_path / "site" if word == "SITE" else word for word in words))
+    assert done.code == 2 and done.err.count("Traceback") == 0 and not done.out, done
+    assert not desk.do("rollouts")
+    desk.database.close()
 
 
 def test_a_token_with_a_line_break(monkeypatch: pytest.MonkeyPatch) -> None:
