@@ -30,11 +30,16 @@ def setup(
     ] = "",
     repository: Annotated[str, typer.Option("--repository", help="The repository's URL, without a fleet server.")] = "",
     name: Annotated[str, typer.Option("--name", help="The device's name; else its host name.")] = "",
-    port: Annotated[int, typer.Option("--port", help="Port of the device's local API.")] = 8080,
+    port: Annotated[
+        int | None, typer.Option("--port", help="Port of the device's local API; 8080 at first.", show_default=False)
+    ] = None,
     folder: Annotated[str | None, typer.Option("--folder", help="Where on the device; /opt/edgegen for root.")] = None,
     service: Annotated[bool, typer.Option("--service/--no-service", help="Write and start a systemd unit.")] = True,
 ) -> None:
-    """Install the agent with a runtime, its configuration and a systemd unit; again, it changes only what differs."""
+    """Install the agent with a runtime, its configuration and a systemd unit.
+
+    Again, it changes only what differs, and keeps the settings that no option names.
+    """
     from edgegen import __version__
     from edgegen.push.setup import Setup, set_up_device
 
