@@ -30,6 +30,8 @@ class Fault(StrEnum):
     """Not signed, wrongly signed, or by fewer keys than its role's threshold."""
     EXPIRED = "expired"
     """Metadata past its expiry: a frozen repository, or a wrong clock."""
+    CLOCK = "clock"
+    """Expired, or not, by a clock that cannot be trusted to judge it."""
     ROLLBACK = "rollback"
     """Older metadata than was seen before."""
     MIXED = "mixed"

@@ -19,7 +19,7 @@ from edgegen.agent.config import AgentConfig
 from edgegen.agent.controller import Controller, OverError, Work
 from edgegen.agent.disk import Disk, make_folders, replace_file
 from edgegen.agent.home import Home, read_manifest
-from edgegen.agent.journal import TERMINAL, Action, Journal
+from edgegen.agent.journal import BEFORE_SWITCH, TERMINAL, Action, Journal
 from edgegen.agent.orders import LocalOrder, LocalOutcome, settle, waiting_orders
 from edgegen.agent.runtimes import installed_runtimes, usable_runtimes
 from edgegen.agent.selftest import SelfTest
@@ -68,13 +68,19 @@ class Agent:
         for name in ("orders", "outcomes"):
             make_folders(self._disk, self.home.folder / name)
         self.journal = Journal(self.home.state, self._disk)
-        self.serving = Supervisor(self.home, config.serve)
+        self.serving = Supervisor(self.home, config.serve, say=tell)
         replace_file(self._disk, self.home.folder / "port", f"{self.serving.port}\n".encode())
-        self._controller = Controller(config, self.home.folder, self._disk) if config.fleet.url else None
+        self._controller: Controller | None = None
+        if config.fleet.url:
+            self._controller = Controller(config, self.home.folder, self._disk, say=tell)
         self._stop = threading.Event()
         self._asked_s = 0.0
         last = self.journal.state.action
-        self._told = last.id if last is not None and last.phase in TERMINAL else ""
+        self._told = last.key if last is not None and last.phase in TERMINAL else ""
+        self._report_s = 0.0
+        """When the server may be told of an end again that it did not hear of."""
+        self._searched = False
+        """Whether the release that does not come up was looked through for damage."""
         self.updater = Updater(
             self.home,
             self.journal,
@@ -89,7 +95,10 @@ class Agent:
             report=self._report,
             canceled=self._canceled,
         )
+        notes = self.journal.state.notes
         serves = self.updater.recover()
+        for note in self.journal.state.notes[len(notes) :]:
+            tell(note)
         if serves:
             try:
                 self.serving.start(serves)
@@ -121,6 +130,7 @@ class Agent:
     def work(self) -> None:
         """Carry the running action to its end, then the orders of this device."""
         self._finish()
+        self._mend()
         for name, order in waiting_orders(self.home.folder):
             if self._stop.is_set():
                 return
@@ -137,11 +147,23 @@ class Agent:
             return
         if not self.serving.digest and self.home.current():
             self.serving.start(self.home.current())
-        if action.id != self._told:
-            self._told = action.id
+        if action.key != self._told:
+            self._told = action.key
             why = f" ({action.reason}: {action.detail})" if action.reason is not Reason.NONE else ""
             tell(f"{action.target}: {action.phase}{why}; serves {self.home.current() or 'nothing'}")
-        self._report(action)
+        if self._clock.monotonic() >= self._report_s:
+            self._report(action)
+
+    def _mend(self) -> None:
+        """Serve the release before where the current one does not come up because the disk has damaged it."""
+        if not self.serving.failing:
+            self._searched = False
+        elif not self._searched:
+            self._searched = True
+            found = self.updater.fall_back(thorough=True)
+            if found:
+                tell(found)
+                self.serving.start(self.home.current())
 
     def _obey(self, name: str, order: LocalOrder) -> LocalOutcome:
         started = time.monotonic()
@@ -183,6 +205,7 @@ class Agent:
             read_bytes(Path(self.config.repository.root)),
             HttpSource(place) if place.startswith(("http://", "https://")) else FolderSource(Path(place)),
             now=self._clock.now,
+            is_set=self._clock.is_set,
             allow_older=allow_older,
             write=lambda path, data: replace_file(self._disk, path, data),
         )
@@ -206,21 +229,28 @@ class Agent:
             self._take(work)
             return work.poll_s
         except (NetworkError, TrustError, ConfigError) as error:
-            tell(str(error))
+            tell(f"{error}. {error.hint}" if error.hint else str(error))
             return self.config.fleet.poll_s or _OFFLINE_S
 
     def _take(self, work: Work) -> None:
         assert self._controller is not None
+        running = self.journal.state.action
+        if running is not None and _renumbered(work, running):
+            self.journal.act(withdrawn=True)
+            self._finish()
         if work.cancel:
-            running = self.journal.state.action
             over = running is None or running.id != work.cancel or running.phase in TERMINAL
+            if not over and running is not None and running.phase in BEFORE_SWITCH:
+                self.journal.act(withdrawn=True)
+                over = True
             self._controller.answer_cancel(work.cancel, dropped=over)
         if work.order is None:
             return
         order = work.order
         action = self.updater.order(order.action, target=order.target, digest=order.digest, repository=order.repository)
         if action is None:  # it is over, but the server did not hear
-            phase = Phase(self.journal.state.finished[order.action])
+            phase = self.journal.state.ended(order.action, order.digest)
+            assert phase is not None
             action = Action(id=order.action, target=order.target, digest=order.digest, phase=phase)
             self._controller.report(action)
         else:
@@ -229,14 +259,20 @@ class Agent:
 
     def _report(self, action: Action) -> None:
         """Tell the server of a phase; it is told of the end until it hears."""
-        if self._controller is None or action.id.startswith(_LOCAL) or action.reported == action.phase:
+        if self._controller is None or action.id.startswith(_LOCAL):
+            return
+        if action.withdrawn or action.reported == action.phase:
             return
         try:
             self._controller.report(action)
         except OverError:
-            pass  # the server has closed it: a timeout, or a withdrawal
+            # The server has closed it: the deadline has passed, another order came, the device was moved.
+            if action.phase in (*BEFORE_SWITCH, Phase.SWITCH):
+                self.journal.act(withdrawn=True)
+                return
         except (NetworkError, TrustError) as error:
             tell(str(error))
+            self._report_s = self._clock.monotonic() + min(_ASK_AGAIN_S, self.config.fleet.poll_s or _ASK_AGAIN_S)
             return
         if action.phase in TERMINAL:
             self.journal.act(reported=action.phase.value)
@@ -253,11 +289,15 @@ class Agent:
         self._asked_s = self._clock.monotonic()
         try:
             work = self._controller.poll(running=self.home.current())
-            if work.cancel != action.id:
-                return False
-            self._controller.answer_cancel(action.id, dropped=True)
         except (NetworkError, TrustError):
             return False
+        if work.cancel != action.id and not _renumbered(work, action):
+            return False
+        # Before the answer: what the server was told is dropped must not go on after a stop.
+        self.journal.act(withdrawn=True)
+        if work.cancel == action.id:
+            with contextlib.suppress(NetworkError, TrustError):  # it asks again
+                self._controller.answer_cancel(action.id, dropped=True)
         return True
 
     def attributes(self) -> dict[str, str]:
@@ -277,6 +317,11 @@ class Agent:
             "model": f"{manifest.name}-{manifest.version}" if manifest else "",
         }
         return {key: value for key, value in found.items() if value}
+
+
+def _renumbered(work: Work, action: Action) -> bool:
+    """Whether the server uses an action's number for another release: its database was made anew."""
+    return work.order is not None and work.order.action == action.id and work.order.digest != action.digest
 
 
 def _installed(action: Action, seconds: float) -> Installed:

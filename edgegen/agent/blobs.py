@@ -5,6 +5,7 @@ from __future__ import annotations
 import email.utils
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import urllib3
@@ -31,7 +32,7 @@ class FolderFetcher:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def fetch(self, digest: str, start: int, end: int) -> Iterator[bytes]:
+    def fetch(self, digest: str, start: int, end: int, spend: Callable[[int], None]) -> Iterator[bytes]:
         """See `Fetcher`."""
         path = self._folder / blob_file(digest)
         try:
@@ -39,15 +40,33 @@ class FolderFetcher:
                 stream.seek(start)
                 while start < end and (data := stream.read(min(_CHUNK_BYTES, end - start))):
                     start += len(data)
+                    spend(len(data))
                     yield data
         except FileNotFoundError as error:
             raise GoneError(f"{path}: no such file", hint="Is the folder a whole repository or bundle?") from error
         except OSError as error:
             raise GoneError(f"{path}: {error.strerror}") from error
 
+    def close(self) -> None:
+        """See `Fetcher`."""
+
+
+@dataclass(slots=True)
+class _Stream:
+    """An answer that is being read."""
+
+    digest: str
+    answer: urllib3.BaseHTTPResponse
+    position: int
+    """Of the next byte in the blob."""
+
 
 class HttpFetcher:
-    """A repository on any web server that answers Range requests; without them, files are read from their start."""
+    """A repository on any web server that answers Range requests.
+
+    A server without them gives a file from its start. Then the answer stays open between requests and is read on, so
+    that a file costs at most its length however many parts of it are wanted.
+    """
 
     def __init__(
         self,
@@ -71,51 +90,77 @@ class HttpFetcher:
             headers={"User-Agent": "edgegen-agent", "Accept-Encoding": "identity"},
         )
 
-    def fetch(self, digest: str, start: int, end: int) -> Iterator[bytes]:
+        self._open: _Stream | None = None
+        """Of a server without ranges."""
+
+    def fetch(self, digest: str, start: int, end: int, spend: Callable[[int], None]) -> Iterator[bytes]:
         """See `Fetcher`."""
         url = f"{self._url}/{blob_file(digest)}"
         try:
-            answer = self._pool.request(
-                "GET", url, headers={"Range": f"bytes={start}-{end - 1}", **self._pool.headers}, preload_content=False
-            )
+            stream = self._open
+            if stream is None or stream.digest != digest or stream.position > start:
+                self.close()
+                stream = self._ask(digest, url, start, end)
             try:
-                skip = _skipped(answer, url, start)
-                yield from self._read(answer, url, skip, end - start)
+                yield from self._read(stream, url, start, end, spend)
             finally:
-                answer.close()
+                if stream is not self._open:
+                    stream.answer.close()
         except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
+            self.close()
             raise NetworkError(f"{url}: {reason(error)}", hint="Try again later.") from error
+        except NetworkError:
+            self.close()
+            raise
 
-    def _read(self, answer: urllib3.BaseHTTPResponse, url: str, skip: int, wanted: int) -> Iterator[bytes]:
+    def close(self) -> None:
+        """See `Fetcher`."""
+        stream, self._open = self._open, None
+        if stream is not None:
+            stream.answer.close()
+
+    def _ask(self, digest: str, url: str, start: int, end: int) -> _Stream:
+        wanted = {"Range": f"bytes={start}-{end - 1}", **self._pool.headers}
+        answer = self._pool.request("GET", url, headers=wanted, preload_content=False)
+        try:
+            stream = _Stream(digest, answer, _position(answer, url, start))
+        except NetworkError:
+            answer.close()
+            raise
+        if answer.status == 200:
+            self._open = stream
+        return stream
+
+    def _read(self, stream: _Stream, url: str, start: int, end: int, spend: Callable[[int], None]) -> Iterator[bytes]:
         since, count = self._monotonic(), 0
-        while wanted:
-            data = answer.read1(_CHUNK_BYTES)
+        while stream.position < end:
+            wanted = stream.position >= start
+            data = stream.answer.read1(min(_CHUNK_BYTES, (end if wanted else start) - stream.position))
             if not data:
+                self.close()
                 return
+            stream.position += len(data)
+            spend(len(data))
             count += len(data)
             spent = self._monotonic() - since
             if spent > self._window_s:
                 if count < _SLOWEST_BYTES_PER_S * spent:
                     raise NetworkError(f"{url}: only {count} bytes in {spent:.0f} s", hint="Try again later.")
                 since, count = self._monotonic(), 0
-            if skip:
-                skip, data = max(0, skip - len(data)), data[skip:]
-            data = data[:wanted]
-            wanted -= len(data)
-            if data:
+            if wanted:
                 yield data
 
 
-def _skipped(answer: urllib3.BaseHTTPResponse, url: str, start: int) -> int:
-    """Bytes of the answer before the wanted ones."""
+def _position(answer: urllib3.BaseHTTPResponse, url: str, start: int) -> int:
+    """Of the answer's first byte in the blob."""
     status = answer.status
     if status == 206:
         said = answer.headers.get("Content-Range", "")
         if not said.startswith(f"bytes {start}-"):
             raise NetworkError(f"{url}: the server gives another range ({said[:60]!r})")
-        return 0
-    if status == 200:
         return start
+    if status == 200:
+        return 0
     if status in (408, 425, 429) or status >= 500:
         raise BusyError(f"{url}: the server answers {status}", after_s=_after_s(answer.headers.get("Retry-After", "")))
     raise GoneError(f"{url}: the server answers {status}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import secrets
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 from urllib.parse import urljoin
@@ -16,7 +17,7 @@ from edgegen.agent.config import AgentConfig
 from edgegen.agent.disk import Disk, replace_file
 from edgegen.agent.journal import Action
 from edgegen.bundle.sources import read_within, reason
-from edgegen.common.codec import decode_json, encode_json
+from edgegen.common.codec import decode_json, encode_json, read_bytes
 from edgegen.errors import ConfigError, NetworkError, TrustError
 from edgegen.records.base import Record
 from edgegen.records.deployment import (
@@ -80,19 +81,32 @@ class Work(NamedTuple):
 
 
 class OverError(NetworkError):
-    """The server says that the action is over or not ours; `deploymentBase` will not name it again."""
+    """The server says that the action is over or not ours; `deploymentBase` will not name it again.
+
+    Attributes:
+        status: HTTP's.
+    """
 
     retryable = False
+
+    def __init__(self, message: str, *, status: int) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 class Controller:
     """One device at one server."""
 
-    def __init__(self, config: AgentConfig, folder: Path, disk: Disk) -> None:
+    def __init__(
+        self, config: AgentConfig, folder: Path, disk: Disk, *, say: Callable[[str], None] = lambda _: None
+    ) -> None:
         """Read the credential, if the device has one already; the server is not asked yet.
+
+        One that cannot be read is put aside, and the device enrols anew.
 
         Args:
             folder: the agent's.
+            say: told of that.
         """
         self._config, self._path, self._disk = config, folder / "credential.json", disk
         self._pool = urllib3.PoolManager(
@@ -100,9 +114,19 @@ class Controller:
             retries=False,
             headers={"User-Agent": "edgegen-agent", "Accept": "application/json"},
         )
-        self._credential: Credential | None = None
-        if self._path.is_file():
-            self._credential = decode_json(self._path.read_bytes(), Credential, where=str(self._path))
+        self._credential = self._read(say)
+
+    def _read(self, say: Callable[[str], None]) -> Credential | None:
+        if not self._path.is_file():
+            return None
+        try:
+            return decode_json(read_bytes(self._path), Credential, where=str(self._path))
+        except ConfigError as error:
+            aside = self._path.with_name(f"{self._path.name}.damaged")
+            self._disk.rename(self._path, aside)
+            self._disk.sync_folder(self._path.parent)
+            say(f"{error}; it is put aside as {aside.name}, and this device enrols anew")
+            return None
 
     @property
     def repository(self) -> str:
@@ -126,9 +150,16 @@ class Controller:
             self._save(known)
         wanted = Enrolment(device=known.device, token=known.token, attributes=attributes)
         token = _enrol_token(self._config.fleet.enrol_token_file)
-        answer = self._ask(
-            "POST", f"{url}/enrol", wanted, kind=Enrolled, headers={"Authorization": f"EnrolToken {token}"}
-        )
+        sent = {"Authorization": f"EnrolToken {token}"}
+        try:
+            answer = self._ask("POST", f"{url}/enrol", wanted, kind=Enrolled, headers=sent)
+        except OverError as error:
+            if error.status != 409:
+                raise
+            raise TrustError(
+                f"{url}: the server knows a device {known.device!r} with another credential",
+                hint="Give this one another name (device in agent.toml), or bring its credential.json back.",
+            ) from error
         self._save(
             msgspec.structs.replace(
                 known,
@@ -257,7 +288,8 @@ class Controller:
         if answer.status in (401, 403):
             raise TrustError(f"{url}: the server does not accept this device's token", hint="Enrol the device anew.")
         if answer.status in (404, 409, 410):
-            raise OverError(f"{url}: the server answers {answer.status}: {text[:200].decode(errors='replace')}")
+            said = text[:200].decode(errors="replace")
+            raise OverError(f"{url}: the server answers {answer.status}: {said}", status=answer.status)
         if not 200 <= answer.status < 300:
             raise NetworkError(f"{url}: the server answers {answer.status}", hint="Try again later.")
         if kind is None:

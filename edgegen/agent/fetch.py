@@ -54,8 +54,11 @@ class BusyError(NetworkError):
 class Fetcher(Protocol):
     """Where blobs come from."""
 
-    def fetch(self, digest: str, start: int, end: int) -> Iterator[bytes]:
+    def fetch(self, digest: str, start: int, end: int, spend: Callable[[int], None]) -> Iterator[bytes]:
         """Bytes [start, end) of the blob with this digest, in pieces; never more, perhaps fewer.
+
+        Args:
+            spend: told of all bytes that arrive, wanted or not, as they do; what it raises ends the request.
 
         Raises:
             GoneError: it is not there; do not ask again.
@@ -64,19 +67,26 @@ class Fetcher(Protocol):
         """
         ...
 
+    def close(self) -> None:
+        """Let go of what is open."""
+        ...
+
 
 class Transfer(NamedTuple):
     """What putting together took."""
 
     bytes_fetched: int
+    """Contents of files as they came over the link: also what was not asked for, or came twice."""
     bytes_reused: int
+    bytes_finished: int = 0
+    """Of fetched segments that are whole and right."""
 
 
 class Limits(NamedTuple):
     """What a link may carry."""
 
     fetch_bytes: int | None = None
-    """Most bytes of one release; None: no limit."""
+    """Most bytes that still may come over the link for this release; None: no limit."""
     full_if_delta_fails: bool = True
     """Whether segments are fetched after all whose local copy turned out wrong."""
 
@@ -122,13 +132,14 @@ class Assembly:
         self._disk, self._fetcher, self._clock = disk, fetcher, clock
         self._limits, self._between = limits, between
         self._dice = dice or random.Random()
+        self._spent = 0
         self._received = 0
-        self._fetched = 0
+        self._finished = 0
         self._reused = 0
         planned = bytes_to_fetch(folder, manifest, places)[0]
         if limits.fetch_bytes is not None and planned > limits.fetch_bytes:
             raise BudgetError(
-                f"{planned:,} bytes are to be fetched and this link may carry {limits.fetch_bytes:,}",
+                f"{planned:,} bytes are to be fetched and this link may still carry {limits.fetch_bytes:,}",
                 hint="Raise limits.fetch_bytes or bring the release by another way.",
             )
 
@@ -143,10 +154,11 @@ class Assembly:
         """
         for file in self._manifest.files:
             self._assemble(file)
-        return self._transfer()
+        return self.transfer()
 
-    def _transfer(self) -> Transfer:
-        return Transfer(self._fetched, self._reused)
+    def transfer(self) -> Transfer:
+        """What it took so far."""
+        return Transfer(self._spent, self._reused, self._finished)
 
     def _assemble(self, file: BundleFile) -> None:
         path = self._folder / file.path
@@ -188,7 +200,7 @@ class Assembly:
         except FileNotFoundError:
             return False
         self._reused += piece.segment.bytes
-        self._between(self._transfer())
+        self._between(self.transfer())
         return True
 
     def _fetch(self, file: BundleFile, run: list[Piece], path: Path) -> None:
@@ -227,8 +239,8 @@ class Assembly:
         offset, index = run[0].offset + kept, 0
         hasher = _hash_of(path, run[0].offset, kept)
         try:
-            for chunk in self._fetcher.fetch(file.digest, offset, end):
-                self._spend(len(chunk))
+            for chunk in self._fetcher.fetch(file.digest, offset, end, self._spend):
+                self._receive(len(chunk))
                 self._disk.write_at(path, offset, chunk)
                 view = memoryview(chunk)
                 while view:
@@ -242,17 +254,27 @@ class Assembly:
                             raise _WrongError(index)
                         index += 1
                         hasher = hashlib.sha256()
-                        self._fetched += piece.segment.bytes
+                        self._finished += piece.segment.bytes
                         if index == len(run):
-                            self._between(self._transfer())
+                            self._between(self.transfer())
                             return index
-                self._between(self._transfer())
+                self._between(self.transfer())
         except NetworkError as error:
             raise _CutError(index, offset - run[index].offset, error) from error
         raise _CutError(index, offset - run[index].offset, NetworkError(f"{file.path}: the answer ended too early"))
 
     def _spend(self, count: int) -> None:
-        """Count received bytes; a server that makes the same bytes be fetched for ever is stopped here."""
+        """Count what comes over the link, be it of use or not."""
+        self._spent += count
+        if self._limits.fetch_bytes is not None and self._spent > self._limits.fetch_bytes:
+            raise BudgetError(
+                f"{self._spent:,} bytes came over a link that may still carry {self._limits.fetch_bytes:,}",
+                hint="Raise limits.fetch_bytes or bring the release by another way.",
+            )
+        self._between(self.transfer())
+
+    def _receive(self, count: int) -> None:
+        """Count bytes that were asked for; a server that makes the same be fetched for ever is stopped here."""
         self._received += count
         total = sum(file.bytes for file in self._manifest.files)
         if self._received > 2 * total + _BUDGET_SLACK_BYTES:
@@ -264,7 +286,7 @@ class Assembly:
     def _wait(self, fails: int, after_s: float) -> None:
         longest = max(after_s, min(60.0, 0.5 * 2.0 ** min(fails, 10)))
         self._clock.sleep(max(after_s, longest * self._dice.uniform(0.5, 1.0)))
-        self._between(self._transfer())
+        self._between(self.transfer())
 
 
 class _WrongError(Exception):

@@ -114,13 +114,19 @@ def read_manifest(folder: Path) -> Manifest | None:
 
 def damaged_files(folder: Path, files: Iterable[BundleFile]) -> list[str]:
     """Files that are missing or not what a manifest says: every byte is read."""
-    return [
-        file.path
-        for file in files
-        if not (folder / file.path).is_file()
-        or (folder / file.path).stat().st_size != file.bytes
-        or digest_file(folder / file.path) != file.digest
-    ]
+    return [file.path for file in files if not _is_whole(folder / file.path, file)]
+
+
+def has_size(path: Path, size: int) -> bool:
+    """Whether a file is there with so many bytes."""
+    return path.is_file() and path.stat().st_size == size
+
+
+def _is_whole(path: Path, file: BundleFile) -> bool:
+    try:
+        return has_size(path, file.bytes) and digest_file(path) == file.digest
+    except OSError:  # a bad sector
+        return False
 
 
 def _hex(digest: str) -> str:

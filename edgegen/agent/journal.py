@@ -18,10 +18,14 @@ from edgegen.records.deployment import Phase, Reason
 
 STATE_SCHEMA = 1
 _REMEMBERED = 32
-"""Finished actions and bans that are kept, the latest last."""
+"""Finished actions, bans and notes that are kept, the latest last."""
 
 TERMINAL = (Phase.CONFIRMED, Phase.ROLLED_BACK, Phase.FAILED)
 """Phases in which nothing is left to do but to report."""
+
+
+BEFORE_SWITCH = (Phase.RESERVE, Phase.FETCH, Phase.VERIFY, Phase.STAGE, Phase.SELF_TEST)
+"""Phases in which an action may still be withdrawn as if it had never been."""
 
 
 class Action(Record, frozen=True):
@@ -50,7 +54,14 @@ class Action(Record, frozen=True):
     bytes_reused: int = 0
     reported: str = ""
     """The last phase that the server has been told of."""
+    withdrawn: bool = False
+    """Whether the server is done with it. Then it is told nothing more, and before the switch the action ends."""
     notes: tuple[str, ...] = ()
+
+    @property
+    def key(self) -> str:
+        """What names this action for good; see `action_key`."""
+        return action_key(self.id, self.digest)
 
 
 class State(Record, frozen=True):
@@ -65,8 +76,24 @@ class State(Record, frozen=True):
     banned: tuple[str, ...] = ()
     """Digests of releases that were worse here."""
     finished: dict[str, str] = {}
-    """Ids of actions that are over → the phase that they ended in, the latest last."""
+    """`action_key` of actions that are over → the phase that they ended in, the latest last. `idle`: withdrawn, so
+    that it begins anew if it is ordered again."""
     notes: tuple[str, ...] = ()
+
+    def ended(self, action_id: str, digest: str) -> Phase | None:
+        """The phase that an action ended in; None: it is not over, or unknown here."""
+        found = Phase(self.finished.get(action_key(action_id, digest), Phase.IDLE))
+        return None if found is Phase.IDLE else found
+
+
+def action_key(action_id: str, digest: str) -> str:
+    """An action's name for good.
+
+    A server numbers its actions, and one whose database was made anew begins again at 1: a number alone would let the
+    device take a new order for an old one. Journals of earlier versions have bare numbers here. They say nothing: what
+    is ordered again is proven again, and is confirmed at once where it serves.
+    """
+    return f"{action_id} {digest}"
 
 
 class Journal:
@@ -90,7 +117,10 @@ class Journal:
     def save(self, state: State) -> None:
         """Make a state the one that a restart finds. Durable when it returns."""
         kept = msgspec.structs.replace(
-            state, banned=state.banned[-_REMEMBERED:], finished=dict(list(state.finished.items())[-_REMEMBERED:])
+            state,
+            banned=state.banned[-_REMEMBERED:],
+            finished=dict(list(state.finished.items())[-_REMEMBERED:]),
+            notes=state.notes[-_REMEMBERED:],
         )
         replace_file(self._disk, self._path, encode_json(kept))
         self.state = kept

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
+import time
 from pathlib import Path
 
 import msgspec
@@ -14,8 +15,10 @@ from edgegen.agent.config import AgentConfig, load_config
 from edgegen.agent.disk import Disk
 from edgegen.agent.home import Home, read_manifest
 from edgegen.agent.journal import Journal
-from edgegen.agent.orders import LocalOrder, LocalOutcome, await_outcome, place_order
+from edgegen.agent.orders import LocalOrder, LocalOutcome, drop_order, place_order, take_outcome
 from edgegen.errors import DeviceError, EdgegenError
+
+_LOOK_S = 0.2
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -64,23 +67,35 @@ def _roll_back(config: AgentConfig, options: argparse.Namespace) -> int:
 
 
 def _order(config: AgentConfig, order: LocalOrder, as_json: bool) -> int:
-    """Have the agent that runs carry out an order, or do so here if none runs."""
-    from edgegen.agent.agent import Agent, locked
+    """Have the agent that runs carry out an order; do so here if none runs, or if it stops before the order's end."""
+    from edgegen.agent.agent import Agent, locked, tell
 
-    home = Path(config.home)
-    with locked(home) as alone:
-        if alone:
-            agent = Agent(config)
-            try:
+    def stop(_: int, __: object) -> None:
+        raise KeyboardInterrupt  # so that a stop is a stop, and not the release's fault
+
+    signal.signal(signal.SIGTERM, stop)
+    home, name = Path(config.home), ""
+    outcome: LocalOutcome | None = None
+    while outcome is None:
+        with locked(home) as alone:
+            if alone:
+                if name:
+                    tell("the agent that ran has stopped; its work goes on here")
+                try:
+                    agent = Agent(config)
+                except EdgegenError:
+                    drop_order(home, name)
+                    raise
+                try:
+                    name = name or place_order(home, order)
+                    agent.work()
+                finally:
+                    agent.close()
+            elif not name:
                 name = place_order(home, order)
-                agent.work()
-            finally:
-                agent.close()
-            outcome = await_outcome(home, name)
-        else:
-            outcome = None
-    if outcome is None:
-        outcome = await_outcome(home, place_order(home, order))
+        outcome = take_outcome(home, name)
+        if outcome is None:
+            time.sleep(_LOOK_S)
     return _show(outcome, as_json)
 
 

@@ -16,8 +16,6 @@ from edgegen.errors import ConfigError
 from edgegen.records.base import Record
 from edgegen.records.deployment import Installed
 
-_LOOK_S = 0.2
-
 
 class LocalOrder(Record, frozen=True):
     """Install a release, or (`roll_back`) go back to the one before."""
@@ -58,11 +56,16 @@ def settle(folder: Path, name: str, outcome: LocalOutcome) -> None:
     (folder / "orders" / f"{name}.json").unlink(missing_ok=True)
 
 
-def await_outcome(folder: Path, name: str) -> LocalOutcome:
-    """Wait for the agent's answer."""
+def take_outcome(folder: Path, name: str) -> LocalOutcome | None:
+    """The agent's answer, which is then removed; None: there is none yet."""
     path = folder / "outcomes" / f"{name}.json"
-    while not path.is_file():
-        time.sleep(_LOOK_S)
+    if not path.is_file():
+        return None
     found = load_json(path, LocalOutcome)
     path.unlink()
     return found
+
+
+def drop_order(folder: Path, name: str) -> None:
+    """Take an order back that nobody has begun."""
+    (folder / "orders" / f"{name}.json").unlink(missing_ok=True)

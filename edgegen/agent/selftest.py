@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -36,6 +37,8 @@ from edgegen.records.plan import Settings
 _DECODED = 24
 """Tokens over which speed is measured."""
 _LOOK_S = 0.05
+_STOP_S = 2.0
+"""In which a stop that reached this process's child reaches this process too."""
 
 
 class Request(Record, frozen=True):
@@ -166,6 +169,13 @@ def _wait(
                 if used > health.max_rss_bytes:
                     return Verdict(Reason.TOO_MUCH_MEMORY, f"{used:,} bytes of {health.max_rss_bytes:,}")
         time.sleep(_LOOK_S)
+    # Who stops the agent may have stopped its children first; that is not the release's fault.
+    asked_to_stop = process.returncode in (-signal.SIGTERM, -signal.SIGINT)
+    until = time.monotonic() + (_STOP_S if asked_to_stop else 0)
+    between()
+    while time.monotonic() < until:
+        time.sleep(_LOOK_S)
+        between()
     return None
 
 

@@ -1,8 +1,8 @@
 """Keeps the serving process running, and judges it during probation.
 
 The socket is opened once and handed down, so clients wait in its line while one release replaces another. A process
-that ends by itself is started again, later each time. Whether what runs is good enough is judged only during
-probation; a confirmed release that begins to fail is restarted and shows in /metrics.
+that ends by itself is started again, later each time, and so is one that says that its model cannot go on, or says
+nothing for long. Whether what runs is good enough is judged only during probation.
 """
 
 from __future__ import annotations
@@ -35,6 +35,13 @@ from edgegen.records.deployment import Reason
 
 _LOOK_S = 0.2
 _STOP_S = 10.0
+_ASK_S = 5.0
+"""Between looks at the health of a process that runs."""
+_SILENT_S = 60.0
+"""A process that has not answered for so long, or so long after the time to load, hangs."""
+_SETTLED_S = 600.0
+"""A process that ran for so long is started again at once when it ends: its restarts are counted anew."""
+_PROGRAM = ("-m", "edgegen.agent.serve")
 _JUDGED_TOKENS = 16
 """Answered tokens from which on speed is judged."""
 _JUDGED_REQUESTS = 10
@@ -44,14 +51,17 @@ _JUDGED_REQUESTS = 10
 class Supervisor:
     """The `Serving` of a real device. Close it."""
 
-    def __init__(self, home: Home, config: Serve) -> None:
+    def __init__(self, home: Home, config: Serve, *, say: Callable[[str], None] = lambda _: None) -> None:
         """Open the socket; nothing is served yet.
+
+        Args:
+            say: told of each process that has to be started again.
 
         Raises:
             DeviceError: the address is taken.
             ConfigError: no such address, or the tokens cannot be read.
         """
-        self._home, self._config = home, config
+        self._home, self._config, self._say = home, config, say
         self._tokens = _tokens(config.token_file)
         self._secret = secrets.token_urlsafe(24)
         self._socket = _listen(config.host, config.port)
@@ -61,6 +71,10 @@ class Supervisor:
         self._process: subprocess.Popen[bytes] | None = None
         self._started_s = 0.0
         self._again_s = 0.0
+        self._fails = self._stillborn = 0
+        self._answered_s: float | None = None
+        self._load_s = 0.0
+        self._judging = False
         self.digest = ""
         """Of the release that is served."""
         self.restarts = 0
@@ -77,7 +91,13 @@ class Supervisor:
                 return
             self.stop()
             self.digest, self.restarts, self._again_s = digest, 0, 0.0
+            self._fails = self._stillborn = 0
             self._spawn()
+
+    @property
+    def failing(self) -> bool:
+        """Whether the process ended several times one after another without having come up."""
+        return self._stillborn >= 2
 
     def stop(self) -> None:
         """See `Serving`."""
@@ -97,6 +117,13 @@ class Supervisor:
 
     def watch(self, manifest: Manifest, between: Callable[[], None]) -> Verdict:
         """See `Serving`."""
+        self._judging = True
+        try:
+            return self._judge(manifest, between)
+        finally:
+            self._judging = False
+
+    def _judge(self, manifest: Manifest, between: Callable[[], None]) -> Verdict:
         health, begun = manifest.health, time.monotonic()
         healthy_since: float | None = None
         while True:
@@ -146,33 +173,71 @@ class Supervisor:
         return Verdict(Reason.NONE)
 
     def _ask(self, method: str, path: str, body: Any, *, timeout_s: float) -> tuple[int, dict[str, Any]] | None:
+        """The answer's status and its JSON object; None: no answer that can be read."""
+        found = self._exchange(method, path, body, timeout_s=timeout_s)
+        decoded = _decoded(found[1]) if found else {}
+        return (found[0], decoded) if found and decoded else None
+
+    def _exchange(self, method: str, path: str, body: Any, *, timeout_s: float) -> tuple[int, bytes] | None:
         connection = http.client.HTTPConnection(_reachable(self._config.host), self.port, timeout=timeout_s)
         try:
             data = None if body is None else json.dumps(body).encode()
             connection.request(method, path, data, {"Authorization": f"Bearer {self._secret}"})
             answer = connection.getresponse()
-            return answer.status, dict(json.loads(answer.read()))
-        except (OSError, http.client.HTTPException, ValueError, TypeError):
+            return answer.status, answer.read()
+        except (OSError, http.client.HTTPException):
             return None
         finally:
             connection.close()
 
     def _watch_process(self) -> None:
-        """Start the process again when it ended by itself."""
+        """Start the process again when it ended by itself, or has to be ended."""
+        asked_s = 0.0
         while not self._closing.wait(_LOOK_S):
-            with self._lock:
-                process = self._process
-                if process is None or process.poll() is None or not self.digest:
+            process, killed = self._process, ""
+            if process is not None and process.poll() is None:
+                if not self._judging and time.monotonic() - asked_s >= _ASK_S:
+                    asked_s = time.monotonic()
+                    killed = self._complaint()
+                if not killed:
                     continue
-                now = time.monotonic()
-                if self._again_s == 0.0:
-                    self.restarts += 1
-                    self.last_words = f"exit code {process.returncode}" + _last_line(self._log)
-                    self._again_s = now + min(60.0, 0.5 * 2.0 ** min(self.restarts, 7))
-                if now >= self._again_s:
-                    self._again_s = 0.0
-                    with contextlib.suppress(DeviceError):
-                        self._spawn()
+            with self._lock:
+                if process is None or process is not self._process or not self.digest:
+                    continue
+                if killed and not self._judging:
+                    process.kill()
+                    process.wait()
+                self._start_again(process, killed)
+
+    def _complaint(self) -> str:
+        """Why the process that runs must be ended; empty: it may go on."""
+        found = self._exchange("GET", "/healthz", None, timeout_s=_ASK_S)
+        now = time.monotonic()
+        if found is not None:
+            self._answered_s = now
+            # A process with too many clients answers 503 as well, and says nothing of its model.
+            return "its model cannot go on" if _decoded(found[1]).get("status") == "failed" else ""
+        until = self._answered_s + _SILENT_S if self._answered_s else self._started_s + self._load_s + _SILENT_S
+        return f"no answer for {now - (self._answered_s or self._started_s):.0f} s" if now > until else ""
+
+    def _start_again(self, process: subprocess.Popen[bytes], killed: str) -> None:
+        """A process that ended is followed by another, after a pause that grows. The lock is held."""
+        if process.poll() is None:
+            return
+        now = time.monotonic()
+        if self._again_s == 0.0:
+            self._stillborn = self._stillborn + 1 if self._answered_s is None else 0
+            self._answered_s = None
+            self._fails = 1 if now - self._started_s > _SETTLED_S else self._fails + 1
+            self.restarts += 1
+            self.last_words = killed or f"exit code {process.returncode}" + _last_line(self._log)
+            pause_s = min(60.0, 0.5 * 2.0 ** min(self._fails, 7))
+            self._again_s = now + pause_s
+            self._say(f"{self.digest}: {self.last_words}; it is started again in {pause_s:g} s")
+        if now >= self._again_s:
+            self._again_s = 0.0
+            with contextlib.suppress(DeviceError):
+                self._spawn()
 
     @property
     def _log(self) -> Path:
@@ -199,12 +264,13 @@ class Supervisor:
         path = Path(self._scratch.name) / "request.json"
         save_json(path, request)
         path.chmod(0o600)
-        command = [sys.executable, "-m", "edgegen.agent.serve", str(path)]
+        command = [sys.executable, *_PROGRAM, str(path)]
         with self._log.open("wb") as errors:
             self._process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stderr=errors, pass_fds=[self._socket.fileno()]
             )
-        self._started_s = time.monotonic()
+        self._started_s, self._answered_s = time.monotonic(), None
+        self._load_s = manifest.health.load_timeout_s
 
 
 def judge_health(seen: dict[str, Any], manifest: Manifest) -> Verdict:
@@ -223,6 +289,15 @@ def judge_health(seen: dict[str, Any], manifest: Manifest) -> Verdict:
     if health.min_tokens_per_s is not None and speed is not None and judged and speed < health.min_tokens_per_s:
         return Verdict(Reason.TOO_SLOW, f"{speed:.1f} tokens/s of {health.min_tokens_per_s:g}")
     return Verdict(Reason.NONE)
+
+
+def _decoded(data: bytes) -> dict[str, Any]:
+    """A JSON object; empty for anything else."""
+    try:
+        found = json.loads(data)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _tokens(path: str) -> tuple[str, ...]:

@@ -90,6 +90,7 @@ def compose(manifest: Manifest, base: Manifest | None) -> tuple[BundleFile, ...]
 
     Raises:
         UnsupportedError: it needs a base that is not given, or the base is no full release of its target.
+        TrustError: it names a file that neither has, or changes weights; whoever signed it, a device must not follow.
     """
     if manifest.kind == "full":
         return manifest.files
@@ -103,6 +104,7 @@ def compose(manifest: Manifest, base: Manifest | None) -> tuple[BundleFile, ...]
         raise UnsupportedError(
             f"{manifest.name} {manifest.version}: for {manifest.target}, and its base is for {base.target}"
         )
+    _check_light(manifest, base)
     own = {file.path: file for file in manifest.files}
     names = {file.path.casefold(): file.path for file in base.files}
     for path in own:
@@ -113,6 +115,38 @@ def compose(manifest: Manifest, base: Manifest | None) -> tuple[BundleFile, ...]
             )
     kept = [own.pop(file.path, file) for file in base.files]
     return (*kept, *own.values())
+
+
+def _check_light(manifest: Manifest, base: Manifest) -> None:
+    """Refuse a change that is more than one: another model file, or other weights.
+
+    Weights are what the runtime opens and what is cut into segments beside it.
+
+    Raises:
+        TrustError: it is.
+    """
+    what = f"{manifest.name} {manifest.version}"
+    names = {file.path for file in base.files}
+    if manifest.entry != base.entry or manifest.entry not in names:
+        raise TrustError(
+            f"{what}: entry: {manifest.entry!r} is not its base's model file {base.entry!r}", fault=Fault.MALFORMED
+        )
+    if manifest.adapter and manifest.adapter in names:
+        raise TrustError(f"{what}: adapter: {manifest.adapter!r} is a file of its base", fault=Fault.MALFORMED)
+    if manifest.adapter and manifest.adapter not in {file.path for file in manifest.files}:
+        raise TrustError(f"{what}: adapter: {manifest.adapter!r} is not among its files", fault=Fault.MALFORMED)
+    weights = {file.path for file in base.files if file.path == base.entry or _holds_tensors(file)}
+    for file in manifest.files:
+        if file.path in weights or (_holds_tensors(file) and file.path != manifest.adapter):
+            raise TrustError(
+                f"{what}: {file.path!r} holds weights, which a {manifest.kind} release cannot change",
+                hint="Pack a full release.",
+                fault=Fault.MALFORMED,
+            )
+
+
+def _holds_tensors(file: BundleFile) -> bool:
+    return any(segment.name for segment in file.segments)
 
 
 def require_full(base: Manifest) -> None:

@@ -8,6 +8,9 @@ stand what a device needs and it does not have:
 - **Time floor.** A board without a clock battery starts in 1970 and would believe metadata that expired long ago. The
   newest signing time that was verified is kept, and time never counts as earlier. The floor belongs to the timestamp
   role's keys: when the root replaces them, it starts anew, as TUF's recovery from a stolen key asks.
+- **Clocks that cannot judge.** Two are known: one before edgegen existed while there is no floor yet, which would
+  believe what expired long ago; and one that no time server has set and that alone, not the floor, makes something
+  expired. Both are refused as the clock's fault and not the repository's.
 - **Older sources.** A bundle that is pushed may carry older metadata than the device has seen. With `allow_older` the
   device then judges by its own newer, verified metadata: still nothing is installed that is not listed there today.
 - **Names for refusals.** Every refusal is a `TrustError` with a `Fault`, or a `NetworkError`.
@@ -43,6 +46,8 @@ SIGNED_AT = "x-edgegen-signed-at"
 
 FLOOR = "time-floor.json"
 _URL = "repository:///"
+_EARLIEST_S = 1_735_689_600.0
+"""2025-01-01: there was no edgegen before."""
 
 
 class Floor(msgspec.Struct, frozen=True):
@@ -86,6 +91,7 @@ class Trust:
         source: Source,
         *,
         now: Callable[[], float],
+        is_set: Callable[[], bool | None] = lambda: None,
         allow_older: bool = False,
         write: Callable[[Path, bytes], None] = write_bytes,
     ) -> None:
@@ -95,6 +101,7 @@ class Trust:
             state: folder for what was seen; made if it is not there.
             root: root metadata that is trusted from the start.
             now: the device's clock, seconds since 1970.
+            is_set: whether a time server has set that clock; None: the device does not know.
             allow_older: whether a source with older metadata than was seen is read with the newer.
             write: puts a whole file in its place, durably.
 
@@ -102,7 +109,8 @@ class Trust:
             TrustError: the root is no root metadata or not signed as itself asks.
         """
         self._state, self._source, self._write = state, source, write
-        self._clock_s = now()
+        self._clock_s, self._is_set = now(), is_set
+        self._floor_s: float | None = None
         with disk_errors(state):
             state.mkdir(parents=True, exist_ok=True)
             (state / "root_history").mkdir(exist_ok=True)
@@ -118,9 +126,15 @@ class Trust:
             NetworkError: the repository cannot be read now.
             DeviceError: the state cannot be written.
         """
-        with _named("the repository's metadata"), disk_errors(self._state):
+        with _named("the repository's metadata", self._doubt), disk_errors(self._state):
             # The root first, so that the floor is judged by the keys that count now.
-            floor = self._floor()
+            floor = self._floor_s = self._floor()
+            if max(self._clock_s, floor) < _EARLIEST_S:
+                raise TrustError(
+                    f"this device's clock says {_date(self._clock_s)}: what has expired cannot be judged by it",
+                    hint="Set it once, by a time server or with `date -s`; later the device knows the least time.",
+                    fault=Fault.CLOCK,
+                )
             self._set_time(max(self._clock_s, floor))
             self._updater.refresh()
         trusted = self._updater.trusted
@@ -149,7 +163,7 @@ class Trust:
             TrustError: not listed, another one, altered, or unsafe.
             NetworkError: it cannot be read now.
         """
-        with _named(target), disk_errors(self._state):
+        with _named(target, self._doubt), disk_errors(self._state):
             info = self._updater.get_targetinfo(target)
         if info is None:
             raise TrustError(
@@ -179,7 +193,7 @@ class Trust:
         trusted = self._updater.trusted
         delegations = trusted.targets.delegations
         for role in delegations.roles if delegations and delegations.roles else ():
-            with _named(role), disk_errors(self._state):
+            with _named(role, self._doubt), disk_errors(self._state):
                 listed: Targets = self._updater.load_role(role)
             found.update(
                 (name, info) for name, info in listed.targets.items() if delegations.roles[role].is_delegated_path(name)
@@ -194,6 +208,13 @@ class Trust:
         self._updater.load_root()
         current = set(self._updater.trusted.root.roles["timestamp"].keyids)
         return floor.unix_s if current & set(floor.keys) else 0.0
+
+    def _doubt(self) -> str:
+        """Why this device's clock cannot be trusted to call something expired; empty: it can."""
+        by_floor = self._floor_s is not None and self._clock_s <= self._floor_s
+        if by_floor or self._is_set() is not False:
+            return ""
+        return f"by this device's clock ({_date(self._clock_s)}), which no time server has set"
 
     def _set_time(self, unix_s: float) -> None:
         moment = datetime.datetime.fromtimestamp(max(0.0, min(unix_s, 4e9)), datetime.UTC)
@@ -267,8 +288,8 @@ class _Fetcher(FetcherInterface):
 class _named:  # noqa: N801  a context manager
     """Turn python-tuf's exceptions into ours."""
 
-    def __init__(self, what: str) -> None:
-        self._what = what
+    def __init__(self, what: str, doubt: Callable[[], str] = lambda: "") -> None:
+        self._what, self._doubt = what, doubt
 
     def __enter__(self) -> None:
         return None
@@ -280,6 +301,11 @@ class _named:  # noqa: N801  a context manager
             raise NetworkError(f"{self._what}: {error}", hint="Is this the address of a whole repository?") from error
         if isinstance(error, exceptions.RepositoryError | ValueError | KeyError | TypeError | RecursionError):
             fault = fault_of(error)
+            doubt = self._doubt() if fault is Fault.EXPIRED else ""
+            if doubt:
+                raise TrustError(
+                    f"{self._what}: {_WORDS[fault]} {doubt}: {error}", hint=_HINTS[Fault.CLOCK], fault=Fault.CLOCK
+                ) from error
             raise TrustError(
                 f"{self._what}: {_WORDS[fault]}: {error}", hint=_HINTS.get(fault, ""), fault=fault
             ) from error
@@ -296,6 +322,7 @@ _WORDS = {
 _HINTS = {
     Fault.SIGNATURE: "Somebody else signed it, or a signature is missing: `edgegen keys show` says which.",
     Fault.EXPIRED: "Renew it with `edgegen keys renew`; if it should be fresh, look at this device's clock.",
+    Fault.CLOCK: "Set the clock; if it is right, renew the metadata with `edgegen keys renew`.",
     Fault.ROLLBACK: "Somebody serves an old copy of the repository.",
     Fault.MIXED: "The repository was copied in part; publish it again.",
     Fault.DIGEST: "The repository was altered or copied in part; publish it again.",
@@ -338,6 +365,11 @@ def check_root(data: bytes) -> Root:
         metadata.verify_delegate(Root.type, metadata)
         return metadata.signed
     raise AssertionError("unreachable")
+
+
+def _date(unix_s: float) -> str:
+    moment = datetime.datetime.fromtimestamp(max(0.0, min(unix_s, 4e9)), datetime.UTC)
+    return moment.strftime("%Y-%m-%d %H:%M")
 
 
 def _signed_at(timestamp: Timestamp) -> float:

@@ -33,11 +33,16 @@ def setup(
     profile: Annotated[
         str, typer.Option("--profile", "-p", help="Its profile, which its reports correct; else its release's.")
     ] = "",
-    port: Annotated[int, typer.Option("--port", help="Port of the device's local API.")] = 8080,
+    port: Annotated[
+        int | None, typer.Option("--port", help="Port of the device's local API; 8080 at first.", show_default=False)
+    ] = None,
     folder: Annotated[str | None, typer.Option("--folder", help="Where on the device; /opt/edgegen for root.")] = None,
     service: Annotated[bool, typer.Option("--service/--no-service", help="Write and start a systemd unit.")] = True,
 ) -> None:
-    """Install the agent with a runtime, its configuration and a systemd unit; again, it changes only what differs."""
+    """Install the agent with a runtime, its configuration and a systemd unit.
+
+    Again, it changes only what differs, and keeps the settings that no option names.
+    """
     from edgegen import __version__
     from edgegen.catalog import load_profile
     from edgegen.push.setup import Setup, set_up_device

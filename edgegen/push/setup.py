@@ -1,16 +1,21 @@
 """Make a machine a device: an environment with the agent and a runtime, its configuration, a systemd unit.
 
 Each step looks first, so a second run changes nothing and says so; a run that was cut off goes on. The agent is
-restarted if, and only if, something that it reads has changed.
+restarted if, and only if, something that it reads has changed. What the device's `agent.toml` says already stays, also
+what somebody wrote by hand, unless an option says otherwise.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import re
 import shlex
+import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import Any
 
 from edgegen.common.codec import read_bytes
 from edgegen.common.files import digest_bytes
@@ -34,6 +39,8 @@ Restart=always
 RestartSec=5
 # A model that takes all memory takes itself down, not the device.
 OOMPolicy=continue
+# Only the agent is told to stop; it ends its own processes, and a stop is not taken for a crash of the model.
+KillMode=mixed
 NoNewPrivileges=true
 PrivateTmp=true
 {hardening}
@@ -65,7 +72,8 @@ class Setup:
     """The device's name; empty: its host name."""
     profile: str = ""
     """Name of the profile that it is one of; empty: the one that its release was planned for."""
-    serve_port: int = 8080
+    serve_port: int | None = None
+    """Of the local API; None: as it is, 8080 at first."""
     service: bool = True
     """Whether a systemd unit is written and started."""
 
@@ -115,7 +123,10 @@ def set_up_device(
         done(remote.put(f"{places.folder}/trust/root.json", trusted), "trusted root")
     if wanted.token:
         done(remote.put(f"{places.folder}/trust/enrol", f"{wanted.token}\n".encode(), mode=0o600), "enrolment token")
-    done(remote.put(places.config, _config(places, wanted).encode()), places.config)
+    known = _known_settings(remote, places)
+    home = str(PurePosixPath(places.folder) / str(known.get("home", places.home)))
+    places = outcome.places = dataclasses.replace(places, home=home)
+    done(_configure(remote, places, wanted, known), places.config)
     if wanted.service:
         _start(remote, outcome, done)
     return outcome
@@ -163,26 +174,81 @@ def _install(remote: Remote, places: Places, wanted: Setup, wheel: bytes | None,
     return True
 
 
-def _config(places: Places, wanted: Setup) -> str:
-    """The agent's configuration; JSON's strings are TOML's."""
-    lines = ["# Written by `edgegen device setup`; changes are overwritten.", "schema = 1"]
-    lines.append(f"home = {json.dumps(places.home)}")
-    if wanted.device:
-        lines.append(f"device = {json.dumps(wanted.device)}")
-    if wanted.profile:
-        lines.append(f"profile = {json.dumps(wanted.profile)}")
-    lines += ["", "[serve]", f"port = {wanted.serve_port}"]
-    if wanted.fleet:
-        lines += ["", "[fleet]", f"url = {json.dumps(wanted.fleet)}"]
-        if wanted.token:
-            lines.append(f"enrol_token_file = {json.dumps(places.folder + '/trust/enrol')}")
-    if wanted.repository or wanted.root:
-        lines += ["", "[repository]"]
-        if wanted.repository:
-            lines.append(f"url = {json.dumps(wanted.repository)}")
-        if wanted.root:
-            lines.append(f"root = {json.dumps(places.folder + '/trust/root.json')}")
-    return "\n".join(lines) + "\n"
+def _known_settings(remote: Remote, places: Places) -> dict[str, Any]:
+    """What the device's `agent.toml` says; empty: there is none yet."""
+    found = remote.ask(f"cat {shlex.quote(places.config)}")
+    try:
+        return tomllib.loads(found.out) if found.code == 0 else {}
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(
+            f"{remote.address}: {places.config}: not valid TOML: {error}", hint="Mend it there, or remove it."
+        ) from error
+
+
+def _configure(remote: Remote, places: Places, wanted: Setup, known: dict[str, Any]) -> bool:
+    """Bring `agent.toml` up to date. One that says what it should already is left as it is, comments included."""
+    settings = _settings(known, places, wanted)
+    if settings == known:
+        return False
+    text = _toml(settings)
+    if text is None:
+        raise ConfigError(
+            f"{remote.address}: {places.config}: holds values that the agent has no use for",
+            hint="Mend it there, or remove it.",
+        )
+    return remote.put(places.config, text.encode())
+
+
+def _settings(known: dict[str, Any], places: Places, wanted: Setup) -> dict[str, Any]:
+    """The agent's settings: what is known of them with what is wanted over it."""
+    trust = f"{places.folder}/trust"
+    said = {
+        "": {
+            "schema": 1,
+            "home": known.get("home", places.home),
+            "device": wanted.device or None,
+            "profile": wanted.profile or None,
+        },
+        "serve": {"port": wanted.serve_port},
+        "fleet": {"url": wanted.fleet or None, "enrol_token_file": f"{trust}/enrol" if wanted.token else None},
+        "repository": {"url": wanted.repository or None, "root": f"{trust}/root.json" if wanted.root else None},
+    }
+    settings = {"serve": {"port": 8080}} | known
+    for table, options in said.items():
+        chosen = {name: value for name, value in options.items() if value is not None}
+        if not table:
+            settings |= chosen
+        elif chosen:
+            before = settings.get(table)
+            settings[table] = {**(before if isinstance(before, dict) else {}), **chosen}
+    return settings
+
+
+def _toml(settings: dict[str, Any]) -> str | None:
+    """Settings as TOML, plain values before tables; None: with dates or tables in lists, which the agent has not."""
+    lines = ["# Written by `edgegen device setup`, which keeps what is set here unless an option says otherwise."]
+
+    def word(value: object) -> str:  # JSON's strings, numbers, booleans and lists are TOML's
+        return json.dumps(value, ensure_ascii=False, default=str).replace("\x7f", "\\u007f")
+
+    def name(key: str) -> str:
+        return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else word(key)
+
+    def write(table: dict[str, Any], path: tuple[str, ...]) -> None:
+        plain = {key: value for key, value in table.items() if not isinstance(value, dict)}
+        if path and (plain or not table):
+            lines.extend(("", f"[{'.'.join(map(name, path))}]"))
+        lines.extend(f"{name(key)} = {word(value)}" for key, value in plain.items())
+        for key, value in table.items():
+            if isinstance(value, dict):
+                write(value, (*path, key))
+
+    write(settings, ())
+    text = "\n".join(lines) + "\n"
+    try:
+        return text if tomllib.loads(text) == settings else None
+    except tomllib.TOMLDecodeError:
+        return None
 
 
 def _start(remote: Remote, outcome: Outcome, done: Callable[[bool, str], None]) -> None:

@@ -90,13 +90,22 @@ def make_site(tmp: Path) -> tuple[Path, Path, Packed]:
     return keys, site, packed
 
 
-def trust(state: Path, keys: Path, source: Path, *, days: float = 0, allow_older: bool = False) -> Trust:
+def trust(
+    state: Path,
+    keys: Path,
+    source: Path,
+    *,
+    days: float = 0,
+    allow_older: bool = False,
+    is_set: bool | None = None,
+) -> Trust:
     """A device that looks at a repository so many days after NOW."""
     return Trust(
         state,
         (keys / "root.json").read_bytes(),
         FolderSource(source),
         now=lambda: later(days).timestamp(),
+        is_set=lambda: is_set,
         allow_older=allow_older,
     )
 

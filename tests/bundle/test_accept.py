@@ -6,7 +6,7 @@ import pytest
 from edgegen.bundle.accept import Facts, choose_runtime, compose, require_epoch
 from edgegen.common.files import digest_bytes
 from edgegen.errors import Fault, TrustError, UnsupportedError
-from edgegen.records.bundle import BundleFile, Compat
+from edgegen.records.bundle import BundleFile, Compat, Segment
 from tests.bundle.releases import sample_manifest
 
 FACTS = Facts(arch="aarch64", ram_bytes=1 << 30, runtimes={"llama.cpp": "0.3.36"}, agent="0.1.0", epoch=3)
@@ -71,3 +71,28 @@ def test_a_light_release_lies_over_its_base() -> None:
     clash = msgspec.structs.replace(light, files=(msgspec.structs.replace(new, path="Tokenizer.json"),))
     with pytest.raises(TrustError):
         compose(clash, base)
+
+
+def test_a_light_release_changes_no_weights_and_names_files_that_are_there() -> None:
+    base = sample_manifest()
+    tensors = (Segment(bytes=1, digest=digest_bytes(b"a"), name="t"), Segment(bytes=1, digest=digest_bytes(b"b")))
+    weights = BundleFile(path="more.gguf", bytes=2, digest=digest_bytes(b"ab"), segments=tensors)
+    base = msgspec.structs.replace(base, files=(*base.files, weights))
+    word = BundleFile(path="tokenizer.json", bytes=3, digest=digest_bytes(b"[1]"))
+    light = sample_manifest(kind="light", base=digest_bytes(b"base"), files=(word,))
+    entry = msgspec.structs.replace(word, path=base.entry)
+    lora = msgspec.structs.replace(weights, path="adapter.gguf")
+    adapter = msgspec.structs.replace(light, kind="adapter", adapter="adapter.gguf", files=(lora,))
+    assert lora in compose(adapter, base)
+    replace = msgspec.structs.replace
+    for wrong, said in (
+        (replace(light, entry="other.gguf"), "is not its base's model file"),
+        (replace(light, entry="tokenizer.json"), "is not its base's model file"),
+        (replace(light, files=(entry,)), "holds weights"),
+        (replace(light, files=(replace(word, path="more.gguf"),)), "holds weights"),
+        (replace(light, files=(lora,)), "holds weights"),
+        (replace(adapter, adapter="absent.gguf"), "is not among its files"),
+        (replace(adapter, adapter="more.gguf", files=(weights,)), "is a file of its base"),
+    ):
+        with pytest.raises(TrustError, match=said):
+            compose(wrong, base)

@@ -297,6 +297,34 @@ def test_a_floor_later_than_the_expiry_refuses(place: Path) -> None:
     refused(place, Fault.EXPIRED, days=0)
 
 
+def test_an_expiry_by_a_clock_that_nothing_keeps_right_is_the_clocks_fault(place: Path) -> None:
+    accepted(place)
+    for is_set, fault in ((False, Fault.CLOCK), (True, Fault.EXPIRED), (None, Fault.EXPIRED)):
+        with pytest.raises(TrustError) as caught:
+            trust(place / "state", place / "keys", place / "site", days=3660, is_set=is_set).refresh()
+        assert caught.value.fault == fault, caught.value
+    assert trust(place / "state", place / "keys", place / "site", days=1, is_set=False).refresh().versions
+
+
+def test_what_the_floor_calls_expired_is_expired_whatever_the_clock(place: Path) -> None:
+    other = copy(place / "site", place / "other")
+    refresh(place / "site", place / "keys", now=later(9))
+    accepted(place, days=9)
+    for name in ("timestamp.json", "snapshot.json"):
+        (place / "state" / name).unlink()
+    with pytest.raises(TrustError) as caught:
+        trust(place / "state", place / "keys", other, days=0, is_set=False).refresh()
+    assert caught.value.fault == Fault.EXPIRED
+
+
+def test_a_clock_in_1970_judges_nothing_until_a_time_was_verified(place: Path) -> None:
+    with pytest.raises(TrustError, match="1970-01-01") as caught:
+        trust(place / "state", place / "keys", place / "site", days=-365 * 60 - 16).refresh()
+    assert caught.value.fault == Fault.CLOCK
+    accepted(place)
+    accepted(place, days=-365 * 60 - 16)
+
+
 def test_a_damaged_state_folder_does_not_lock_the_device_out(place: Path) -> None:
     accepted(place)
     for path in (place / "state").rglob("*.json"):

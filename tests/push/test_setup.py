@@ -12,7 +12,9 @@ import pytest
 from edgegen import __version__
 from edgegen.agent.config import load_config
 from edgegen.errors import ConfigError
-from edgegen.push.setup import Setup, set_up_device
+from edgegen.push.places import Places
+from edgegen.push.setup import Setup, _configure, _known_settings, set_up_device
+from edgegen.push.ssh import Remote
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -66,3 +68,35 @@ def test_what_cannot_be_set_up_is_said_before_the_device_is_asked(tmp_path: Path
             set_up_device("ssh://nowhere.invalid", wanted, version="1")
     with pytest.raises(ConfigError, match="plain absolute path"):
         set_up_device("ssh://nowhere.invalid", Setup(runtime=""), folder="x; reboot", version="1")
+
+
+def _configured(device: str, folder: Path, wanted: Setup) -> bool:
+    remote, places = Remote(device), Places(False, str(folder), f"{folder}/home")
+    return _configure(remote, places, wanted, _known_settings(remote, places))
+
+
+def test_settings_that_no_option_names_are_kept(device: str, tmp_path: Path) -> None:
+    path = tmp_path / "agent.toml"
+    first = Setup(runtime="", root=tmp_path, fleet="https://fleet.example", token="x", device="pi", serve_port=9000)
+    assert _configured(device, tmp_path, first)
+    byhand = path.read_text() + "\n[limits]\nfetch_bytes = 5\n[limits.deadlines_s]\nself-test = 12.5 # slow\n"
+    path.write_text(byhand.replace("[fleet]", "[fleet]\npoll_s = 30.0"))
+    before = path.read_text()
+    assert not _configured(device, tmp_path, Setup(runtime=""))
+    assert path.read_text() == before
+    assert _configured(device, tmp_path, Setup(runtime="", fleet="https://other.example"))
+    kept = tomllib.loads(before)
+    kept["fleet"]["url"] = "https://other.example"
+    assert tomllib.loads(path.read_text()) == kept
+
+
+def test_a_configuration_that_cannot_be_kept_is_said(device: str, tmp_path: Path) -> None:
+    path = tmp_path / "agent.toml"
+    for text, said in (("serve = [", "not valid TOML"), ("since = 2026-01-01", "no use for")):
+        path.write_text(text)
+        with pytest.raises(ConfigError, match=said):
+            _configured(device, tmp_path, Setup(runtime="", device="\u00e9 \U0001f600 \x7f"))
+        assert path.read_text() == text
+    path.unlink()
+    assert _configured(device, tmp_path, Setup(runtime="", device="\u00e9 \U0001f600 \x7f"))
+    assert tomllib.loads(path.read_text())["device"] == "\u00e9 \U0001f600 \x7f"

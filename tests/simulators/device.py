@@ -108,12 +108,16 @@ class Repository:
             raise TrustError(f"{target} is not a target of this repository")
         return self.manifests[target]
 
-    def fetch(self, digest: str, start: int, end: int) -> Iterator[bytes]:
+    def fetch(self, digest: str, start: int, end: int, spend: Callable[[int], None]) -> Iterator[bytes]:
         self.requests.append((digest, start, end))
         for offset in range(start, end, 256):
             data = self.blobs[digest][offset : min(end, offset + 256)]
             self.sent += len(data)
+            spend(len(data))
             yield data
+
+    def close(self) -> None:
+        pass
 
 
 class ManualClock:
@@ -125,6 +129,9 @@ class ManualClock:
 
     def now(self) -> float:
         return self.time
+
+    def is_set(self) -> bool | None:
+        return None
 
     def monotonic(self) -> float:
         return self.time
