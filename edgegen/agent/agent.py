@@ -24,6 +24,7 @@ from edgegen.agent.orders import LocalOrder, LocalOutcome, settle, waiting_order
 from edgegen.agent.runtimes import installed_runtimes, usable_runtimes
 from edgegen.agent.selftest import SelfTest
 from edgegen.agent.supervise import Supervisor
+from edgegen.agent.telemetry.desk import Desk
 from edgegen.agent.update import Updater
 from edgegen.bundle.sources import FolderSource, HttpSource
 from edgegen.bundle.trust import Trust
@@ -68,9 +69,10 @@ class Agent:
         for name in ("orders", "outcomes"):
             make_folders(self._disk, self.home.folder / name)
         self.journal = Journal(self.home.state, self._disk)
-        self.serving = Supervisor(self.home, config.serve)
-        replace_file(self._disk, self.home.folder / "port", f"{self.serving.port}\n".encode())
         self._controller = Controller(config, self.home.folder, self._disk) if config.fleet.url else None
+        self.desk = Desk(config, self.home, self._controller, tell)
+        self.serving = Supervisor(self.home, config.serve, desk=self.desk)
+        replace_file(self._disk, self.home.folder / "port", f"{self.serving.port}\n".encode())
         self._stop = threading.Event()
         self._asked_s = 0.0
         last = self.journal.state.action
@@ -98,6 +100,7 @@ class Agent:
 
     def run(self) -> None:
         """Serve and obey until `stop`."""
+        self.desk.start(self.serving)
         next_poll = 0.0
         while not self._stop.is_set():
             try:
@@ -117,6 +120,7 @@ class Agent:
         """Stop serving."""
         self._disk.remove(self.home.folder / "port")
         self.serving.close()
+        self.desk.close()
 
     def work(self) -> None:
         """Carry the running action to its end, then the orders of this device."""
@@ -167,6 +171,7 @@ class Agent:
         self.home.point("current", new)
         self.home.point("previous", old)
         self.serving.start(new)
+        self.desk.happened("warning", "rolled-back-by-hand", f"from {old}", new)
         seconds = time.monotonic() - started
         return LocalOutcome(installed=Installed(digest=new, phase=Phase.CONFIRMED, seconds=seconds))
 
@@ -229,6 +234,7 @@ class Agent:
 
     def _report(self, action: Action) -> None:
         """Tell the server of a phase; it is told of the end until it hears."""
+        self.desk.phase(action)
         if self._controller is None or action.id.startswith(_LOCAL) or action.reported == action.phase:
             return
         try:

@@ -22,19 +22,25 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from edgegen.agent.config import Serve
+from edgegen.agent.golden import Answered
 from edgegen.agent.home import Home, read_manifest
 from edgegen.agent.runtimes import chosen_runtime
 from edgegen.agent.selftest import fitting_settings
 from edgegen.agent.serve import Request
+from edgegen.agent.telemetry.desk import Desk
 from edgegen.agent.update import Verdict
 from edgegen.common.codec import save_json
 from edgegen.errors import ConfigError, DeviceError
-from edgegen.records.bundle import Manifest
+from edgegen.records.bundle import Golden, Manifest
 from edgegen.records.deployment import Reason
 
 _LOOK_S = 0.2
 _STOP_S = 10.0
+_GOLDEN_S = 600.0
+"""Longest time for a golden prompt while the model serves."""
 _JUDGED_TOKENS = 16
 """Answered tokens from which on speed is judged."""
 _JUDGED_REQUESTS = 10
@@ -44,14 +50,17 @@ _JUDGED_REQUESTS = 10
 class Supervisor:
     """The `Serving` of a real device. Close it."""
 
-    def __init__(self, home: Home, config: Serve) -> None:
+    def __init__(self, home: Home, config: Serve, desk: Desk | None = None) -> None:
         """Open the socket; nothing is served yet.
+
+        Args:
+            desk: where answers and crashes are reported; None: nowhere.
 
         Raises:
             DeviceError: the address is taken.
             ConfigError: no such address, or the tokens cannot be read.
         """
-        self._home, self._config = home, config
+        self._home, self._config, self._desk = home, config, desk
         self._tokens = _tokens(config.token_file)
         self._secret = secrets.token_urlsafe(24)
         self._socket = _listen(config.host, config.port)
@@ -126,6 +135,11 @@ class Supervisor:
         found = self._ask("GET", "/healthz", None, timeout_s=2.0)
         return found[1] if found else None
 
+    def ask_golden(self, golden: Golden) -> Answered | None:
+        """A golden prompt's answer by the model that serves; None: it has something else to do, or does not answer."""
+        answer = self._ask("POST", "/edgegen/golden", msgspec.to_builtins(golden), timeout_s=_GOLDEN_S)
+        return msgspec.convert(answer[1], Answered) if answer is not None and answer[0] == 200 else None
+
     def close(self) -> None:
         """Serve no more and free the address."""
         self._closing.set()
@@ -168,6 +182,8 @@ class Supervisor:
                 if self._again_s == 0.0:
                     self.restarts += 1
                     self.last_words = f"exit code {process.returncode}" + _last_line(self._log)
+                    if self._desk is not None:
+                        self._desk.crashed(self.digest, self.last_words)
                     self._again_s = now + min(60.0, 0.5 * 2.0 ** min(self.restarts, 7))
                 if now >= self._again_s:
                     self._again_s = 0.0
@@ -195,6 +211,8 @@ class Supervisor:
             max_waiting=self._config.max_waiting,
             max_tokens=self._config.max_tokens,
             socket=self._socket.fileno(),
+            own=self._secret,
+            reporting=self._desk.for_serving() if self._desk is not None else None,
         )
         path = Path(self._scratch.name) / "request.json"
         save_json(path, request)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -22,6 +23,8 @@ class Vocabulary(Protocol):
     """A tokenizer of the `tokenizers` library."""
 
     def get_vocab(self, with_added_tokens: bool = True) -> dict[str, int]: ...
+
+    def id_to_token(self, id: int) -> str | None: ...
 
 
 def token_likelihood(logits: NDArray[np.floating], token: int) -> tuple[float, float]:
@@ -65,6 +68,27 @@ def byte_fraction(ids: Sequence[int], bytes_: frozenset[int] | None) -> float | 
     if bytes_ is None or not len(ids):
         return None
     return sum(int(number) in bytes_ for number in ids) / len(ids)
+
+
+def missing_characters(ids: Sequence[int], bytes_: frozenset[int] | None, tokenizer: Vocabulary) -> dict[str, int]:
+    """Characters of a prompt that took lone bytes → how often, the most frequent first.
+
+    Args:
+        bytes_: `byte_ids` of the tokenizer.
+    """
+    if bytes_ is None:
+        return {}
+    of_letter = {letter: byte for byte, letter in _byte_letters().items()}
+    found: Counter[str] = Counter()
+    run = bytearray()
+    for number in [*ids, -1]:
+        if number in bytes_:
+            token = tokenizer.id_to_token(number) or ""
+            run.append(int(token[3:5], 16) if _FALLBACK.fullmatch(token) else of_letter[token])
+        elif run:
+            found.update(run.decode(errors="ignore"))
+            run.clear()
+    return dict(found.most_common())
 
 
 def _byte_letters() -> dict[int, str]:
