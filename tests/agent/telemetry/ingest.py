@@ -113,9 +113,7 @@ def ingesting(
     port: int = 0,
 ) -> Iterator[str]:
     """A server in this process; its URL."""
-    kind = type(
-        "Bound", (Handler,), {"store": store, "fault": staticmethod(fault), "refuses": staticmethod(refuses)}
-    )
+    kind = type("Bound", (Handler,), {"store": store, "fault": staticmethod(fault), "refuses": staticmethod(refuses)})
     with ThreadingHTTPServer(("127.0.0.1", port), kind) as server:
         server.daemon_threads = True
         thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)

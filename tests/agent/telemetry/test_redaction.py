@@ -117,7 +117,7 @@ def test_the_users_function_sees_the_text_first_and_the_rules_last(monkeypatch: 
             Redactor(hook=load_hook(f"my_privacy:{name}")).blot("Anna")
         assert "Anna" not in str(caught.value)
     for name in ("my_privacy:nothing", "no_such_module:x"):
-        with pytest.raises(ConfigError, match="telemetry.hook"):
+        with pytest.raises(ConfigError, match=r"telemetry\.hook"):
             load_hook(name)
 
 
