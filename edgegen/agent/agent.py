@@ -70,7 +70,7 @@ class Agent:
             make_folders(self._disk, self.home.folder / name)
         self.journal = Journal(self.home.state, self._disk)
         self._controller = Controller(config, self.home.folder, self._disk) if config.fleet.url else None
-        self.desk = Desk(config, self.home, self._controller, tell)
+        self.desk = Desk(config, self.home, self._controller, tell, self.journal.state.action)
         self.serving = Supervisor(self.home, config.serve, desk=self.desk)
         replace_file(self._disk, self.home.folder / "port", f"{self.serving.port}\n".encode())
         self._stop = threading.Event()

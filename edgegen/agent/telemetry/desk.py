@@ -27,14 +27,14 @@ from edgegen.agent.telemetry.sender import Post, Sender
 from edgegen.agent.telemetry.sensors import Sensors
 from edgegen.agent.telemetry.spool import SPOOL, Depth, Spool, stamp
 from edgegen.agent.telemetry.writer import Writer
-from edgegen.errors import DeviceError
+from edgegen.errors import EdgegenError
 from edgegen.records.deployment import Phase, Reason
 from edgegen.records.telemetry import Happening, Health, Lane
 
 _LOOK_S = 5.0
 """Between looks for what is due."""
-_BROKEN_S = 60.0
-"""Until a spool that cannot be used is tried again."""
+_AGAIN_S = 60.0
+"""Until something that went wrong is tried again."""
 
 
 class Serving(Model, Protocol):
@@ -63,19 +63,27 @@ def quota_bytes(config: AgentConfig) -> int:
 class Desk:
     """Close it."""
 
-    def __init__(self, config: AgentConfig, home: Home, controller: Controller | None, tell: Callable[[str], None]):
+    def __init__(
+        self,
+        config: AgentConfig,
+        home: Home,
+        controller: Controller | None,
+        tell: Callable[[str], None],
+        action: Action | None = None,
+    ):
         """Open the spool as soon as something is recorded.
 
         Args:
             controller: the way to the fleet's server; None: none.
             tell: a line for the log.
+            action: of the journal when the agent starts; if it is over, that was said then.
         """
         self._config, self._home, self._controller, self._tell = config, home, controller, tell
         self.is_on = config.telemetry.is_on(fleet=bool(config.fleet.url))
         self._writer: Writer | None = None
         if self.is_on:
             self._writer = Writer(lambda: spool_of(config), tell=tell)
-        self._last = ("", "")
+        self._last = _said(action) if action is not None and action.phase in TERMINAL else ("", "")
         self._stop = threading.Event()
         self._threads: list[threading.Thread] = []
 
@@ -123,10 +131,9 @@ class Desk:
 
     def phase(self, action: Action) -> None:
         """An update came to a phase; the same one again is not said again."""
-        now = (f"{action.id} {action.digest}", action.phase.value)
-        if now == self._last or (action.phase in TERMINAL and action.reported == action.phase):
+        if _said(action) == self._last:
             return
-        self._last = now
+        self._last = _said(action)
         level = "warning" if action.phase in (Phase.ROLL_BACK, Phase.ROLLED_BACK, Phase.FAILED) else "info"
         why = "" if action.reason is Reason.NONE else f" {action.reason}: {action.detail}"
         self.happened(level, action.phase.value, f"{action.target}{why}", action.digest)
@@ -144,42 +151,50 @@ class Desk:
         return None if self._controller is None else http_post(self._controller)
 
     def _send(self, post: Post) -> None:
-        while not self._stop.is_set():
-            try:
-                with spool_of(self._config) as spool:
-                    sender = Sender(spool, post, idle_s=self._config.telemetry.send_s, tell=self._tell)
-                    while not self._stop.wait(sender.step()):
-                        pass
-            except DeviceError as error:
-                self._tell(f"reports are not sent: {error}")
-                self._stop.wait(_BROKEN_S)
+        def work() -> None:
+            with spool_of(self._config) as spool:
+                sender = Sender(spool, post, idle_s=self._config.telemetry.send_s, tell=self._tell)
+                while not self._stop.wait(sender.step()):
+                    pass
+
+        self._keep_on(work, "reports are not sent")
         close = getattr(post, "close", None)
         if close is not None:
             close()
 
     def _watch(self, serving: Serving) -> None:
-        assert self._writer is not None
-        config, sensors, next_s = self._config.telemetry, Sensors(), 0.0
+        config, sensors, writer = self._config.telemetry, Sensors(), self._writer
+        assert writer is not None
+
+        def work() -> None:
+            next_s = 0.0
+            with spool_of(self._config) as spool:
+                canaries = Canaries(
+                    self._home,
+                    serving,
+                    spool,
+                    writer.record,
+                    hours=config.canary_hours,
+                    hash_days=config.hash_days,
+                    now=stamp,
+                )
+                while not self._stop.wait(min(_LOOK_S, config.health_s)):
+                    if stamp().mono_s >= next_s:
+                        next_s = stamp().mono_s + config.health_s
+                        writer.record(Lane.NUMBERS, self._health(serving, sensors, spool.depth()))
+                    canaries.step()
+
+        self._keep_on(work, "the device is not watched")
+
+    def _keep_on(self, work: Callable[[], None], without: str) -> None:
+        """Work until told to stop; what goes wrong is said, and tried again later."""
         while not self._stop.is_set():
             try:
-                with spool_of(self._config) as spool:
-                    canaries = Canaries(
-                        self._home,
-                        serving,
-                        spool,
-                        self._writer.record,
-                        hours=config.canary_hours,
-                        hash_days=config.hash_days,
-                        now=stamp,
-                    )
-                    while not self._stop.wait(min(_LOOK_S, config.health_s)):
-                        if stamp().mono_s >= next_s:
-                            next_s = stamp().mono_s + config.health_s
-                            self._writer.record(Lane.NUMBERS, self._health(serving, sensors, spool.depth()))
-                        canaries.step()
-            except DeviceError as error:
-                self._tell(f"the device is not watched: {error}")
-                self._stop.wait(_BROKEN_S)
+                work()
+            except Exception as error:  # a thread that ends would end in silence
+                name = "" if isinstance(error, EdgegenError) else f"{type(error).__name__}: "
+                self._tell(f"{without}: {name}{error}")
+                self._stop.wait(_AGAIN_S)
 
     def _health(self, serving: Serving, sensors: Sensors, depth: Depth) -> Health:
         seen, heat, now = serving.health() or {}, sensors.read(), stamp()
@@ -202,6 +217,10 @@ class Desk:
             spool_bytes=depth.file_bytes,
             privacy=self._config.telemetry.level(now.at_s),
         )
+
+
+def _said(action: Action) -> tuple[str, str]:
+    return f"{action.id} {action.digest}", action.phase.value
 
 
 def _brief(words: str) -> str:
