@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from edgegen.records.base import Record
 from edgegen.records.bundle import Golden
-from edgegen.runtime.base import Session
+
+if TYPE_CHECKING:
+    from edgegen.runtime.base import Session
 
 
 class Answered(Record, frozen=True):
@@ -32,6 +33,8 @@ def ask_golden(session: Session, golden: Golden) -> Answered:
         ConfigError: it does not fit this model.
         DeviceError: the runtime could not compute.
     """
+    import numpy as np  # not in the agent's own process, which stays small
+
     made, times = list[int](), list[float]()
     for token in session.generate(golden.ids, max_tokens=len(golden.tokens)):
         made.append(token)

@@ -22,7 +22,7 @@ from edgegen.agent.journal import TERMINAL, Action
 from edgegen.agent.serve import Reporting
 from edgegen.agent.telemetry.canary import Canaries, Model
 from edgegen.agent.telemetry.http import http_post
-from edgegen.agent.telemetry.recorder import safe_words
+from edgegen.agent.telemetry.redaction import safe_words
 from edgegen.agent.telemetry.sender import Post, Sender
 from edgegen.agent.telemetry.sensors import Sensors
 from edgegen.agent.telemetry.spool import SPOOL, Depth, Spool, stamp

@@ -19,12 +19,12 @@ import msgspec
 
 from edgegen.agent.seen import Seen
 from edgegen.agent.telemetry.hashing import Window
-from edgegen.agent.telemetry.redaction import RedactionError, Redactor, load_redactor
+from edgegen.agent.telemetry.redaction import RedactionError, Redactor, load_redactor, safe_words
 from edgegen.agent.telemetry.sensors import Sensors
 from edgegen.agent.telemetry.settings import Telemetry, load_refusals
 from edgegen.agent.telemetry.writer import Found, Writer
 from edgegen.common.process import peak_rss_bytes, rss_bytes
-from edgegen.errors import ConfigError, EdgegenError
+from edgegen.errors import ConfigError
 from edgegen.records.telemetry import Feedback, Generation, Happening, Lane, Privacy, Said, Sample
 from edgegen.runtime.features import REFUSALS, distinct_fraction, features
 from edgegen.runtime.likelihood import byte_fraction, byte_ids, missing_characters
@@ -40,7 +40,6 @@ _MARGIN = 512
 _REMEMBERED = 64
 """Latest answers whose redacted text is kept in memory, for feedback that comes later."""
 _MISSING = 16
-_ERROR_CHARACTERS = 300
 _COMMENT_CHARACTERS = 2000
 _SAID_AGAIN_S = 3600.0
 
@@ -249,16 +248,6 @@ class Recorder:
         if self._said_s is None or now - self._said_s >= _SAID_AGAIN_S:
             self._said_s = now
             yield Lane.ERRORS, Happening(level="error", what="redaction-failed", detail=f"no text is kept: {error}")
-
-
-def safe_words(redactor: Redactor | None, error: EdgegenError | str) -> str:
-    """An error in one line that holds nothing of a text, or only its name."""
-    name = "" if isinstance(error, str) else type(error).__name__
-    try:
-        words = (redactor or Redactor()).blot(str(error)[:_LOOKED_CHARACTERS].encode(errors="replace").decode())[0]
-    except RedactionError:
-        return name
-    return f"{name}: {words}"[:_ERROR_CHARACTERS] if name else words[:_ERROR_CHARACTERS]
 
 
 def _cut(text: str) -> str:

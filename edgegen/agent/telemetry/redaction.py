@@ -25,11 +25,13 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from edgegen.common.codec import load_toml
-from edgegen.errors import ConfigError
+from edgegen.errors import ConfigError, EdgegenError
 from edgegen.records.base import Record
 
 Hook = Callable[[str], str]
 
+_ERROR_LOOKED, _ERROR_KEPT = 4000, 300
+"""Characters of an error that are looked at, and kept."""
 _UNSEEN = dict.fromkeys([0x00AD, 0x034F, 0x061C, 0x180E, *range(0x200B, 0x2010), *range(0x202A, 0x202F),
                          *range(0x2060, 0x2070), 0xFEFF, *range(0xFE00, 0xFE10), *range(0xE0000, 0xE0080)])  # fmt: skip
 _IBAN_COUNTRIES = {
@@ -164,6 +166,16 @@ def load_hook(name: str) -> Hook | None:
     if not callable(found):
         raise ConfigError(f"telemetry.hook: {name}: not a function")
     return found  # type: ignore[no-any-return]
+
+
+def safe_words(redactor: Redactor | None, error: EdgegenError | str) -> str:
+    """An error in one line that holds nothing of a text, or only its name."""
+    name = "" if isinstance(error, str) else type(error).__name__
+    try:
+        words = (redactor or Redactor()).blot(str(error)[:_ERROR_LOOKED].encode(errors="replace").decode())[0]
+    except RedactionError:
+        return name
+    return f"{name}: {words}"[:_ERROR_KEPT] if name else words[:_ERROR_KEPT]
 
 
 def luhn(digits: str) -> bool:
