@@ -24,6 +24,7 @@ from edgegen.agent.orders import LocalOrder, LocalOutcome, settle, waiting_order
 from edgegen.agent.runtimes import installed_runtimes, usable_runtimes
 from edgegen.agent.selftest import SelfTest
 from edgegen.agent.supervise import Supervisor
+from edgegen.agent.telemetry.desk import Desk
 from edgegen.agent.update import Updater
 from edgegen.bundle.sources import FolderSource, HttpSource
 from edgegen.bundle.trust import Trust
@@ -68,11 +69,12 @@ class Agent:
         for name in ("orders", "outcomes"):
             make_folders(self._disk, self.home.folder / name)
         self.journal = Journal(self.home.state, self._disk)
-        self.serving = Supervisor(self.home, config.serve, say=tell)
-        replace_file(self._disk, self.home.folder / "port", f"{self.serving.port}\n".encode())
         self._controller: Controller | None = None
         if config.fleet.url:
             self._controller = Controller(config, self.home.folder, self._disk, say=tell)
+        self.desk = Desk(config, self.home, self._controller, tell, self.journal.state.action)
+        self.serving = Supervisor(self.home, config.serve, say=tell, desk=self.desk)
+        replace_file(self._disk, self.home.folder / "port", f"{self.serving.port}\n".encode())
         self._stop = threading.Event()
         self._asked_s = 0.0
         last = self.journal.state.action
@@ -107,6 +109,7 @@ class Agent:
 
     def run(self) -> None:
         """Serve and obey until `stop`."""
+        self.desk.start(self.serving)
         next_poll = 0.0
         while not self._stop.is_set():
             try:
@@ -126,6 +129,7 @@ class Agent:
         """Stop serving."""
         self._disk.remove(self.home.folder / "port")
         self.serving.close()
+        self.desk.close()
 
     def work(self) -> None:
         """Carry the running action to its end, then the orders of this device."""
@@ -189,6 +193,7 @@ class Agent:
         self.home.point("current", new)
         self.home.point("previous", old)
         self.serving.start(new)
+        self.desk.happened("warning", "rolled-back-by-hand", f"from {old}", new)
         seconds = time.monotonic() - started
         return LocalOutcome(installed=Installed(digest=new, phase=Phase.CONFIRMED, seconds=seconds))
 
@@ -259,6 +264,7 @@ class Agent:
 
     def _report(self, action: Action) -> None:
         """Tell the server of a phase; it is told of the end until it hears."""
+        self.desk.phase(action)
         if self._controller is None or action.id.startswith(_LOCAL):
             return
         if action.withdrawn or action.reported == action.phase:

@@ -2,10 +2,12 @@
 
     GET  /v1/models, /v1/models/{id}
     POST /v1/chat/completions, /v1/completions      streamed as server-sent events if asked
+    POST /v1/feedback   {"id": an answer's, "rating": "up", "down", 1 or -1, "comment": "..."}
     GET  /healthz       200 while the model answers, 503 when it cannot go on
     GET  /metrics       Prometheus text
 
 Tokens are asked for on /v1 and /metrics where the configuration names some. /healthz says nothing of what was asked.
+What the agent itself asks, by a secret that only the two know, is not reported; /edgegen/golden is for it alone.
 """
 
 from __future__ import annotations
@@ -15,9 +17,11 @@ import contextlib
 import hmac
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
+import msgspec
 from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
@@ -27,15 +31,37 @@ from edgegen.agent import dialect
 from edgegen.agent.engine import BusyEngineError, Engine, Job, Told
 from edgegen.common.process import peak_rss_bytes, rss_bytes
 from edgegen.errors import ConfigError, DeviceError, EdgegenError
+from edgegen.records.bundle import Golden
 
 _LARGEST_BODY = 4 << 20
+
+
+class Opinions(Protocol):
+    """Takes what users think of answers."""
+
+    def knows(self, name: str) -> bool:
+        """Whether this device gave an answer of this id."""
+        ...
+
+    def feedback(self, name: str, rating: int, comment: str) -> None:
+        """A user's opinion."""
+        ...
 
 
 class Api:
     """The app for one engine."""
 
     def __init__(
-        self, engine: Engine, *, model: str, release: str, created: int, tokens: Sequence[str], max_tokens: int
+        self,
+        engine: Engine,
+        *,
+        model: str,
+        release: str,
+        created: int,
+        tokens: Sequence[str],
+        max_tokens: int,
+        own: str = "",
+        opinions: Opinions | None = None,
     ) -> None:
         """Build `app`.
 
@@ -45,7 +71,10 @@ class Api:
             created: seconds since 1970, of the release.
             tokens: that clients may give; none: nobody is asked.
             max_tokens: of an answer whose request names no limit.
+            own: token of the agent's own requests; empty: it makes none.
+            opinions: where feedback goes; None: nowhere.
         """
+        self._own, self._opinions = own.encode(), opinions
         self._engine, self._model, self._release, self._created = engine, model, release, created
         self._tokens = [token.encode() for token in tokens]
         self._reader = dialect.Reader(engine, model, max_tokens=max_tokens)
@@ -55,6 +84,8 @@ class Api:
                 Route("/v1/models/{id:path}", self._guarded(self._one_model)),
                 Route("/v1/chat/completions", self._guarded(self._chat), methods=["POST"]),
                 Route("/v1/completions", self._guarded(self._completion), methods=["POST"]),
+                Route("/v1/feedback", self._guarded(self._feedback), methods=["POST"]),
+                Route("/edgegen/golden", self._golden, methods=["POST"]),
                 Route("/healthz", self._health),
                 Route("/metrics", self._guarded(self._metrics)),
             ],
@@ -74,6 +105,11 @@ class Api:
             return await handler(request)
 
         return guarded
+
+    def _is_own(self, request: Request) -> bool:
+        """Whether the agent asks."""
+        given = request.headers.get("authorization", "").removeprefix("Bearer ").encode()
+        return bool(self._own) and hmac.compare_digest(given, self._own)
 
     async def _models(self, _: Request) -> Response:
         return JSONResponse({"object": "list", "data": [self._described()]})
@@ -95,7 +131,7 @@ class Api:
     async def _answer(self, request: Request, read: Callable[[dialect.Json], dialect.Wish]) -> Response:
         try:
             wish = read(await _body(request))
-            job = self._engine.submit(wish.ask, wish.constraint)
+            job = self._engine.submit(wish.ask, wish.constraint, name=wish.id, watched=not self._is_own(request))
         except BusyEngineError as error:
             body = dialect.problem(str(error), kind="rate_limit_error", code="busy")
             return JSONResponse(body, 429, headers={"Retry-After": "1"})
@@ -154,6 +190,40 @@ class Api:
         finally:
             job.gone.set()
 
+    async def _feedback(self, request: Request) -> Response:
+        if self._opinions is None:
+            raise HTTPException(501, "feedback is not kept here: telemetry is off on this device")
+        try:
+            name, rating, comment = _opinion(await _body(request))
+        except ClientDisconnect:
+            return Response(status_code=499)
+        except ConfigError as error:
+            return _failed(error)
+        try:
+            known = await run_in_threadpool(self._opinions.knows, name)
+        except DeviceError as error:
+            return _failed(error)
+        if not known:
+            raise HTTPException(404, f"no answer {name[:80]!r} was given here, or too long ago")
+        self._opinions.feedback(name, rating, comment)
+        return JSONResponse({"id": name, "object": "feedback", "rating": rating})
+
+    async def _golden(self, request: Request) -> Response:
+        if not self._is_own(request):
+            raise HTTPException(404, "Not Found")
+        try:
+            golden = msgspec.convert(await _body(request), Golden)
+            answered = await self._engine.check(golden)
+        except BusyEngineError as error:
+            return JSONResponse(dialect.problem(str(error), kind="rate_limit_error", code="busy"), 429)
+        except ClientDisconnect:
+            return Response(status_code=499)
+        except msgspec.ValidationError as error:
+            return _failed(ConfigError(str(error)))
+        except EdgegenError as error:
+            return _failed(error)
+        return Response(msgspec.json.encode(answered), media_type="application/json")
+
     async def _health(self, _: Request) -> Response:
         counts = self._engine.counts
         body = {
@@ -198,6 +268,26 @@ class Api:
         return PlainTextResponse("\n".join(lines) + "\n", media_type="text/plain; version=0.0.4")
 
 
+def _opinion(body: dialect.Json) -> tuple[str, int, str]:
+    """Id, rating and comment.
+
+    Raises:
+        ConfigError: what is wrong with it.
+    """
+    unknown = sorted(set(body) - {"id", "rating", "comment"})
+    if unknown:
+        raise ConfigError(f"{unknown[0]}: this field is not known here")
+    name, rating, comment = body.get("id"), body.get("rating"), body.get("comment")
+    if not isinstance(name, str) or not name:
+        raise ConfigError("id: the id of an answer is needed")
+    found = {"up": 1, "down": -1}.get(rating) if isinstance(rating, str) else rating
+    if isinstance(found, bool) or found not in (1, -1):
+        raise ConfigError('rating: known are "up", "down", 1 and -1')
+    if comment is not None and not isinstance(comment, str):
+        raise ConfigError("comment: a text is needed")
+    return name, int(found), comment or ""
+
+
 async def _body(request: Request) -> dialect.Json:
     """The request's JSON object.
 
@@ -210,8 +300,8 @@ async def _body(request: Request) -> dialect.Json:
         if len(data) > _LARGEST_BODY:
             raise ConfigError(f"the request is larger than {_LARGEST_BODY:,} bytes")
     try:
-        body = json.loads(data)
-    except (ValueError, RecursionError) as error:
+        body = msgspec.json.decode(data)  # which refuses half a surrogate pair: no tokenizer takes that
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(f"the request is not JSON: {error}") from error
     if not isinstance(body, dict):
         raise ConfigError("the request is not a JSON object")

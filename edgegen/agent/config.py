@@ -8,6 +8,7 @@ from typing import Literal
 
 import msgspec
 
+from edgegen.agent.telemetry.settings import Telemetry, absolute, check_telemetry
 from edgegen.common.codec import load_toml
 from edgegen.errors import ConfigError
 from edgegen.records.base import Record
@@ -96,6 +97,7 @@ class AgentConfig(Record, frozen=True):
     fleet: Fleet = Fleet()
     repository: Repository = Repository()
     limits: Limits = Limits()
+    telemetry: Telemetry = Telemetry()
 
     @property
     def device_name(self) -> str:
@@ -129,7 +131,12 @@ def load_config(path: Path) -> AgentConfig:
             f"{path}: serve.host {config.serve.host!r} opens the API to others, and no token is asked for",
             hint="Set serve.token_file, or host to 127.0.0.1.",
         )
-    return _absolute(config, path.resolve().parent)
+    found = _absolute(config, path.resolve().parent)
+    try:
+        check_telemetry(found.telemetry, fleet=bool(found.fleet.url))
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}", hint=error.hint) from error
+    return found
 
 
 def _absolute(config: AgentConfig, folder: Path) -> AgentConfig:
@@ -143,4 +150,5 @@ def _absolute(config: AgentConfig, folder: Path) -> AgentConfig:
         serve=replace(config.serve, token_file=place(config.serve.token_file)),
         fleet=replace(config.fleet, enrol_token_file=place(config.fleet.enrol_token_file)),
         repository=replace(config.repository, root=place(config.repository.root)),
+        telemetry=absolute(config.telemetry, place),
     )

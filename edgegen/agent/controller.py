@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple, TypeVar
-from urllib.parse import urljoin
+from urllib.parse import quote, urljoin
 
 import msgspec
 import urllib3
@@ -78,6 +78,15 @@ class Work(NamedTuple):
     """Id of an action to drop, empty if none."""
     poll_s: float
     wants_attributes: bool
+
+
+class Answer(NamedTuple):
+    """What a server says to something posted."""
+
+    status: int
+    body: bytes
+    retry_after: str
+    """Its header, empty if it has none."""
 
 
 class OverError(NetworkError):
@@ -218,6 +227,30 @@ class Controller:
         }.get(action.phase, Finished.NONE)
         status = Status(EXECUTION_OF[action.phase], Outcome(finished), details=tuple(details))
         self._feed("deploymentBase", action.id, status)
+
+    def post(self, path: str, body: bytes, headers: dict[str, str]) -> Answer:
+        """Give the server something that is not of the update protocol; from any thread.
+
+        Args:
+            path: from the server's root, with `{device}` for this device's name.
+
+        Raises:
+            NetworkError: it cannot be reached, or the device is not enrolled yet.
+        """
+        credential = self._credential
+        if credential is None or not credential.controller:
+            raise NetworkError("this device is not enrolled yet")
+        url = credential.url + path.format(device=quote(credential.device, safe=""))
+        sent = {**self._pool.headers, **headers, "Authorization": f"TargetToken {credential.token}"}
+        try:
+            answer = self._pool.request("POST", url, body=body, headers=sent, preload_content=False)
+            try:
+                text = read_within(answer, url, limit=_LARGEST_ANSWER, deadline_s=_DEADLINE_S)
+            finally:
+                answer.release_conn()
+        except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
+            raise NetworkError(f"{url}: {reason(error)}", hint="Is the server up, and its address right?") from error
+        return Answer(answer.status, text, answer.headers.get("Retry-After", ""))
 
     def answer_cancel(self, action: str, *, dropped: bool) -> None:
         """Say whether an action that was withdrawn is dropped, or is too far."""

@@ -11,15 +11,18 @@ import contextlib
 import queue
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from edgegen.agent.constrain import Constraint
+from edgegen.agent.golden import Answered, ask_golden
+from edgegen.agent.seen import Seen
 from edgegen.errors import ConfigError, DeviceError, EdgegenError
 from edgegen.records.base import Record
+from edgegen.records.bundle import Golden
 from edgegen.records.plan import Settings
 from edgegen.runtime.adapters import open_model
 from edgegen.runtime.registry import runtime_for
@@ -81,6 +84,9 @@ class Job:
     ask: Ask
     constraint: Constraint | None
     loop: asyncio.AbstractEventLoop
+    seen: Seen
+    watched: bool = True
+    """Whether it is reported."""
     pieces: asyncio.Queue[Told] = field(default_factory=asyncio.Queue)
     gone: threading.Event = field(default_factory=threading.Event)
     since: float = field(default_factory=time.perf_counter)
@@ -89,6 +95,29 @@ class Job:
         """Hand a piece to the reader, from the model's thread."""
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody reads
             self.loop.call_soon_threadsafe(self.pieces.put_nowait, piece)
+
+
+@dataclass(eq=False)
+class Check:
+    """A golden prompt in the queue."""
+
+    golden: Golden
+    loop: asyncio.AbstractEventLoop
+    answer: asyncio.Future[Answered]
+
+    def tell(self, answer: Answered | None, error: EdgegenError | None = None) -> None:
+        """Hand the answer or the error to who waits, from the model's thread."""
+
+        def settle() -> None:
+            if self.answer.done():
+                return
+            if answer is not None:
+                self.answer.set_result(answer)
+            else:
+                self.answer.set_exception(error or DeviceError("the model ends"))
+
+        with contextlib.suppress(RuntimeError):
+            self.loop.call_soon_threadsafe(settle)
 
 
 class Engine:
@@ -107,6 +136,8 @@ class Engine:
         runtime: str = "",
         adapter: Path | None = None,
         max_waiting: int = 8,
+        watch: Callable[[Seen], None] | None = None,
+        likelihood_fraction: float = 0.0,
     ) -> None:
         """Load an artifact.
 
@@ -116,6 +147,8 @@ class Engine:
             adapter: LoRA file that lies over its weights.
             settings: how the runtime is started.
             max_waiting: requests that may wait behind the running one.
+            watch: told of every answer when it ends, in the model's thread; must be quick and not raise.
+            likelihood_fraction: most of the decoding time that measuring likelihood may take; 0: none is measured.
 
         Raises:
             ConfigError, UnsupportedError, DeviceError: as `open_model`.
@@ -133,8 +166,9 @@ class Engine:
         self.failed = ""
         """Why the model cannot go on; empty: it can."""
         self._max_waiting = max_waiting
+        self.watch, self._likelihood = watch, likelihood_fraction
         self._running = 0
-        self._jobs: queue.Queue[Job | None] = queue.Queue()
+        self._jobs: queue.Queue[Job | Check | None] = queue.Queue()
         self._thread = threading.Thread(target=self._work, name="model", daemon=True)
         self._thread.start()
 
@@ -143,8 +177,12 @@ class Engine:
         """Requests in line."""
         return self._jobs.qsize()
 
-    def submit(self, ask: Ask, constraint: Constraint | None = None) -> Job:
+    def submit(self, ask: Ask, constraint: Constraint | None = None, *, name: str = "", watched: bool = True) -> Job:
         """Stand in line. Call it in an asyncio loop.
+
+        Args:
+            name: id of the answer.
+            watched: whether `watch` is told of it.
 
         Raises:
             BusyEngineError: the line is full.
@@ -153,9 +191,26 @@ class Engine:
         Sampler(ask.sampling)
         if self._jobs.qsize() + self._running > self._max_waiting:
             raise BusyEngineError("too many requests wait for the model", hint="Ask again later.")
-        job = Job(ask, constraint, asyncio.get_running_loop())
+        fraction = self._likelihood if watched and self.watch is not None else 0.0
+        seen = Seen(name, ask.ids, wants_json=constraint is not None, likelihood_fraction=fraction)
+        job = Job(ask, constraint, asyncio.get_running_loop(), seen, watched)
         self._jobs.put(job)
         return job
+
+    async def check(self, golden: Golden) -> Answered:
+        """Answer a golden prompt, if nobody waits for the model.
+
+        Raises:
+            BusyEngineError: somebody does.
+            ConfigError: the prompt does not fit this model.
+            DeviceError: the runtime could not compute.
+        """
+        if self._running or self._jobs.qsize():
+            raise BusyEngineError("the model has something else to do", hint="Ask again later.")
+        loop = asyncio.get_running_loop()
+        check = Check(golden, loop, loop.create_future())
+        self._jobs.put(check)
+        return await check.answer
 
     def close(self) -> None:
         """Finish the running request and free the model."""
@@ -172,35 +227,62 @@ class Engine:
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:
             self._running = 1
-            self.counts.requests += 1
-            self.counts.waited_s += time.perf_counter() - job.since
             try:
-                self._answer(job)
-            except EdgegenError as error:
-                self.counts.errors += not isinstance(error, ConfigError)  # a wrong request says nothing of the release
-                if isinstance(error, DeviceError):
-                    self.failed = str(error)
-                job.tell(Told(error=error))
-            except Exception as error:
-                self.counts.errors += 1
-                self.failed = f"{type(error).__name__}: {error}"
-                job.tell(Told(error=DeviceError(f"the model failed: {self.failed}")))
+                if isinstance(job, Check):
+                    self._answer_check(job)
+                else:
+                    self._answer_job(job)
             finally:
                 self._running = 0
 
+    def _answer_check(self, check: Check) -> None:
+        try:
+            check.tell(ask_golden(self._session, check.golden))
+        except EdgegenError as error:
+            check.tell(None, error)
+        except Exception as error:
+            check.tell(None, DeviceError(f"the model failed: {type(error).__name__}: {error}"))
+
+    def _answer_job(self, job: Job) -> None:
+        seen = job.seen
+        self.counts.requests += 1
+        seen.begun_s = time.perf_counter()
+        seen.queue_s = seen.begun_s - job.since
+        self.counts.waited_s += seen.queue_s
+        try:
+            self._answer(job)
+        except EdgegenError as error:
+            self.counts.errors += not isinstance(error, ConfigError)  # a wrong request says nothing of the release
+            if isinstance(error, DeviceError):
+                self.failed = str(error)
+            seen.stop, seen.error = "error", error
+            job.tell(Told(error=error))
+        except Exception as error:
+            self.counts.errors += 1
+            self.failed = f"{type(error).__name__}: {error}"
+            seen.stop, seen.error = "error", DeviceError(f"the model failed: {self.failed}")
+            seen.foreign = type(error).__name__
+            job.tell(Told(error=seen.error))
+        finally:
+            if job.watched and self.watch is not None:
+                self.watch(seen)
+
     def _answer(self, job: Job) -> None:
-        ask = job.ask
+        ask, seen = job.ask, job.seen
+        seen.stop = "canceled"
         if job.gone.is_set():
             self.counts.canceled += 1
             return
         self.counts.prompt_tokens += len(ask.ids)
         walk = _Walk(self, job)
         for piece in self.text.stream(walk.ids(), stop=ask.stop):
+            seen.pieces.append(piece)
             job.tell(Told(text=piece, marks=walk.take_marks(), tokens=walk.count))
             if job.gone.is_set():
                 self.counts.canceled += 1
                 return
         # A stop text ends the stream while tokens could still come.
+        seen.stop = walk.ended or ("canceled" if job.gone.is_set() else "stop")
         job.tell(Told(marks=walk.take_marks(), ended=walk.ended or "stop", tokens=walk.count))
 
 
@@ -240,6 +322,7 @@ class _Walk:
                 self._marks.append((token, log_probability(logits, token)))
             self.count += 1
             counts.answer_tokens += 1
+            self._job.seen.token(token, logits)
             yield token
             if self._job.gone.is_set():
                 return

@@ -152,7 +152,51 @@ def _allow(config: AgentConfig, options: argparse.Namespace) -> int:
     return 0
 
 
-_COMMANDS = {"run": _run, "install": _install, "rollback": _roll_back, "status": _status, "allow": _allow}
+def _spool(config: AgentConfig, options: argparse.Namespace) -> int:
+    """What waits to be sent; read from the file, whether or not an agent runs."""
+    from edgegen.agent.telemetry.desk import spool_of
+    from edgegen.agent.telemetry.show import spool_view, view_lines
+    from edgegen.agent.telemetry.spool import SPOOL
+
+    there = (Path(config.home) / SPOOL).is_file()
+    if options.tail:
+        if there:
+            with spool_of(config) as spool:
+                for line in spool.waiting(options.lines):
+                    print(line.decode())
+        return 0
+    depth = None
+    if there:
+        with spool_of(config) as spool:
+            depth = spool.depth()
+    view = spool_view(config, depth)
+    print(msgspec.json.encode(view).decode() if options.json else "\n".join(view_lines(view)))
+    return 0
+
+
+def _forget(config: AgentConfig, options: argparse.Namespace) -> int:
+    """Delete the texts that wait."""
+    from edgegen.agent.telemetry.desk import spool_of
+    from edgegen.agent.telemetry.spool import SPOOL
+    from edgegen.records.telemetry import Lane
+
+    count = 0
+    if (Path(config.home) / SPOOL).is_file():
+        with spool_of(config) as spool:
+            count = spool.forget([Lane.TEXT, Lane.DEBUG])
+    print(f'{{"forgotten":{count}}}' if options.json else f"{count} reports with text are deleted")
+    return 0
+
+
+_COMMANDS = {
+    "run": _run,
+    "install": _install,
+    "rollback": _roll_back,
+    "status": _status,
+    "allow": _allow,
+    "spool": _spool,
+    "forget": _forget,
+}
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -168,7 +212,11 @@ def _parser() -> argparse.ArgumentParser:
     install.add_argument("--target", required=True, help="name of its manifest in the repository")
     back = commands.add_parser("rollback", help="serve the release before the current one")
     status = commands.add_parser("status", help="what serves and what is under way")
-    for command in (install, back, status):
+    spool = commands.add_parser("spool", help="what waits to be reported, and what had to be given up")
+    spool.add_argument("--tail", action="store_true", help="print the waiting reports, as they would be sent")
+    spool.add_argument("--lines", type=int, default=20, help="how many of them (default: 20)")
+    forget = commands.add_parser("forget", help="delete all waiting reports with text")
+    for command in (install, back, status, spool, forget):
         command.add_argument("--json", action="store_true", help="one line of JSON")
     allow = commands.add_parser("allow", help="forget that a release was worse here")
     allow.add_argument("digest", help="of its manifest, sha256:...")

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # read once, when onnxruntime is imported
@@ -23,6 +23,7 @@ import msgspec
 import psutil
 
 from edgegen.agent.child import end_with_parent
+from edgegen.agent.golden import Answered, ask_golden
 from edgegen.agent.runtimes import chosen_runtime
 from edgegen.agent.update import Verdict
 from edgegen.common.codec import load_json, save_json
@@ -54,15 +55,6 @@ class Request(Record, frozen=True):
     golden: tuple[Golden, ...]
     loaded: str
     """File that is made when the model is open."""
-
-
-class Answered(Record, frozen=True):
-    """One golden prompt."""
-
-    prefix: int
-    """Tokens that agree from the start."""
-    log_prob: float
-    """Mean of the expected tokens, nats; -1e9 where the runtime computes no number."""
 
 
 class Result(Record, frozen=True):
@@ -193,8 +185,6 @@ def main(request_path: str, result_path: str) -> int:
 
 def measure(request: Request) -> Result:
     """Open the model and answer."""
-    import numpy as np
-
     from edgegen.runtime.adapters import open_model
     from edgegen.runtime.registry import runtime_for
 
@@ -204,26 +194,13 @@ def measure(request: Request) -> Result:
     with open_model(runtime, Path(request.model), request.settings, adapter) as session:
         load_s = time.perf_counter() - started
         Path(request.loaded).touch()
-        answers, speed = [], 0.0
-        for golden in request.golden:
-            made = list(session.generate(golden.ids, max_tokens=len(golden.tokens)))
-            prefix = _agreement(made, golden.tokens)
-            logits = session.score([*golden.ids, *golden.tokens])[len(golden.ids) - 1 : -1].astype(np.float64)
-            shifted = logits - logits.max(axis=1, keepdims=True)
-            chosen = shifted[np.arange(len(golden.tokens)), list(golden.tokens)]
-            mean = float((chosen - np.log(np.exp(shifted).sum(axis=1))).mean()) if golden.tokens else 0.0
-            answers.append(Answered(prefix=prefix, log_prob=mean if np.isfinite(mean) else -1e9))
+        answers, speed = [ask_golden(session, golden) for golden in request.golden], 0.0
         if request.golden:
             ids = request.golden[0].ids
             count = max(1, min(_DECODED, session.context_tokens - len(ids)))
             timing = session.measure(ids, decode_tokens=count)
             speed = timing.decoded_tokens / timing.decode_s if timing.decode_s > 0 else 0.0
     return Result(load_s=load_s, golden=tuple(answers), tokens_per_s=speed, peak_rss_bytes=peak_rss_bytes())
-
-
-def _agreement(made: Sequence[int], expected: Sequence[int]) -> int:
-    same = [a == b for a, b in zip(made, expected, strict=False)]
-    return same.index(False) if False in same else len(same)
 
 
 if __name__ == "__main__":

@@ -22,15 +22,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from edgegen.agent.config import Serve
+from edgegen.agent.golden import Answered
 from edgegen.agent.home import Home, read_manifest
 from edgegen.agent.runtimes import chosen_runtime
 from edgegen.agent.selftest import fitting_settings
 from edgegen.agent.serve import Request
+from edgegen.agent.telemetry.desk import Desk
 from edgegen.agent.update import Verdict
 from edgegen.common.codec import save_json
 from edgegen.errors import ConfigError, DeviceError
-from edgegen.records.bundle import Manifest
+from edgegen.records.bundle import Golden, Manifest
 from edgegen.records.deployment import Reason
 
 _LOOK_S = 0.2
@@ -42,6 +46,8 @@ _SILENT_S = 60.0
 _SETTLED_S = 600.0
 """A process that ran for so long is started again at once when it ends: its restarts are counted anew."""
 _PROGRAM = ("-m", "edgegen.agent.serve")
+_GOLDEN_S = 600.0
+"""Longest time for a golden prompt while the model serves."""
 _JUDGED_TOKENS = 16
 """Answered tokens from which on speed is judged."""
 _JUDGED_REQUESTS = 10
@@ -51,17 +57,20 @@ _JUDGED_REQUESTS = 10
 class Supervisor:
     """The `Serving` of a real device. Close it."""
 
-    def __init__(self, home: Home, config: Serve, *, say: Callable[[str], None] = lambda _: None) -> None:
+    def __init__(
+        self, home: Home, config: Serve, *, say: Callable[[str], None] = lambda _: None, desk: Desk | None = None
+    ) -> None:
         """Open the socket; nothing is served yet.
 
         Args:
             say: told of each process that has to be started again.
+            desk: where answers and crashes are reported; None: nowhere.
 
         Raises:
             DeviceError: the address is taken.
             ConfigError: no such address, or the tokens cannot be read.
         """
-        self._home, self._config, self._say = home, config, say
+        self._home, self._config, self._say, self._desk = home, config, say, desk
         self._tokens = _tokens(config.token_file)
         self._secret = secrets.token_urlsafe(24)
         self._socket = _listen(config.host, config.port)
@@ -153,6 +162,11 @@ class Supervisor:
         found = self._ask("GET", "/healthz", None, timeout_s=2.0)
         return found[1] if found else None
 
+    def ask_golden(self, golden: Golden) -> Answered | None:
+        """A golden prompt's answer by the model that serves; None: it has something else to do, or does not answer."""
+        answer = self._ask("POST", "/edgegen/golden", msgspec.to_builtins(golden), timeout_s=_GOLDEN_S)
+        return msgspec.convert(answer[1], Answered) if answer is not None and answer[0] == 200 else None
+
     def close(self) -> None:
         """Serve no more and free the address."""
         self._closing.set()
@@ -231,6 +245,8 @@ class Supervisor:
             self._fails = 1 if now - self._started_s > _SETTLED_S else self._fails + 1
             self.restarts += 1
             self.last_words = killed or f"exit code {process.returncode}" + _last_line(self._log)
+            if self._desk is not None:
+                self._desk.crashed(self.digest, self.last_words)
             pause_s = min(60.0, 0.5 * 2.0 ** min(self._fails, 7))
             self._again_s = now + pause_s
             self._say(f"{self.digest}: {self.last_words}; it is started again in {pause_s:g} s")
@@ -260,6 +276,8 @@ class Supervisor:
             max_waiting=self._config.max_waiting,
             max_tokens=self._config.max_tokens,
             socket=self._socket.fileno(),
+            own=self._secret,
+            reporting=self._desk.for_serving() if self._desk is not None else None,
         )
         path = Path(self._scratch.name) / "request.json"
         save_json(path, request)

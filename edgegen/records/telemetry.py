@@ -203,7 +203,8 @@ class Dropped(Said, frozen=True, tag="dropped"):
     first_seq: int
     last_seq: int
     why: str
-    """`quota`, `expired` or `refused`."""
+    """`quota`, `expired` or `refused`; `full`: too many came at once; `disk`: it took nothing; `failed`: no report
+    could be made."""
 
 
 Item = Generation | Sample | Feedback | Embedding | Canary | Health | Happening | Dropped

@@ -13,7 +13,7 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
-from edgegen.agent.serve import Request
+from edgegen.agent.serve import Reporting, Request
 from edgegen.common.codec import save_json
 from edgegen.runtime.text import Text
 from tests.tiny_models import export_tiny, make_tiny
@@ -32,7 +32,15 @@ def make_artifact(folder: Path, **changes: object) -> Path:
 
 
 @contextlib.contextmanager
-def serving(artifact: Path, folder: Path, *, tokens: tuple[str, ...] = (), max_waiting: int = 4) -> Iterator[str]:
+def serving(
+    artifact: Path,
+    folder: Path,
+    *,
+    tokens: tuple[str, ...] = (),
+    max_waiting: int = 4,
+    own: str = "",
+    reporting: Reporting | None = None,
+) -> Iterator[str]:
     """The root URL of a running server."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
         request = Request(
@@ -46,6 +54,8 @@ def serving(artifact: Path, folder: Path, *, tokens: tuple[str, ...] = (), max_w
             max_waiting=max_waiting,
             max_tokens=16,
             socket=listening.fileno(),
+            own=own,
+            reporting=reporting,
         )
         save_json(folder / "request.json", request)
         process = subprocess.Popen(
