@@ -57,7 +57,7 @@ def _tabs(app: MonitorApp, view: View, width: int) -> Line:
 
 def _fleet(app: MonitorApp, width: int) -> Line:
     fleet = app.fleet
-    mode: list[Piece] = [("RW", "warn bold")] if app.may_write else [("read-only", "dim")]
+    mode: list[Piece] = [("RW", "warn bold")] if app.may_write else [("RO", "dim")]
     sight = app.sight
     when: list[Piece] = [("live", "ok")] if sight.until_s is None else [("⏴ " + moment(sight.until_s), "warn bold")]
     when += [(f" {window(sight.window_s)} every {sight.interval_s:g}s", "dim")]
@@ -66,9 +66,9 @@ def _fleet(app: MonitorApp, width: int) -> Line:
     if fleet is None:
         return joined([(1, [(" asking …" if app.failure is None else " nothing known yet", "dim")]), (2, when)], width)
     parts: list[tuple[int, list[Piece]]] = [(1, _states(fleet)), (2, when)]
-    parts.append((4, [(number(fleet.tokens_per_s), "bold"), (" tok/s", "dim")]))
-    parts.append((3, [("err ", "dim"), (percent(fleet.error_fraction), "bold")]))
-    parts.append((5, mode))
+    parts.append((5, [(number(fleet.tokens_per_s), "bold"), (" tok/s", "dim")]))
+    parts.append((4, [("err ", "dim"), (percent(fleet.error_fraction), "bold")]))
+    parts.append((3, mode))
     if fleet.privacy:
         parts.append((6, [("privacy ", "dim"), (fleet.privacy.upper(), "bold")]))
     if fleet.skewed:

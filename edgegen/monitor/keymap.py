@@ -22,6 +22,8 @@ from edgegen.errors import ConfigError
 from edgegen.records.base import Record
 
 KEYS_FILE = "monitor-keys.toml"
+_APART = {"run", "stop"}
+"""Places of the compression's screens, where the monitor's keys do not hold."""
 _KNOWN: dict[str, str] = {}
 """Name of each binding that was declared → its keys."""
 
@@ -55,6 +57,9 @@ def load_keymap(path: Path | None = None) -> dict[str, str]:
     Raises:
         ConfigError: not TOML, an unknown name or key, or one key twice in one place.
     """
+    import edgegen.monitor.app
+    import edgegen.monitor.compression  # noqa: F401 - both declare what the file may name
+
     explicit = path is not None
     path = path or user_folder() / KEYS_FILE
     if not explicit and not path.is_file():
@@ -105,7 +110,8 @@ def _refuse_twice(path: Path, keys: dict[str, str], changed: dict[str, str]) -> 
         where = name.partition(".")[0]
         for other, theirs in keys.items():
             there = other.partition(".")[0]
-            if other == name or (there != where and "app" not in (there, where)):
+            everywhere = "app" in (there, where) and not _APART & {there, where}
+            if other == name or (there != where and not everywhere):
                 continue
             both = own & {one.strip() for one in theirs.split(",")}
             if both:

@@ -40,8 +40,14 @@ class HelpScreen(ModalScreen[None]):
         key("help.close", "escape,question_mark,q", "dismiss", "Close the help"),
     ]
 
-    def __init__(self, under: Screen[object]) -> None:
+    def __init__(self, under: Screen[object], *, commands: bool = True) -> None:
+        """
+        Args:
+            under: whose keys are listed.
+            commands: whether filters and `:` commands are listed too.
+        """
         super().__init__()
+        self._has_commands = commands
         self.keys = live_keys(under)
 
     def compose(self) -> ComposeResult:
@@ -61,20 +67,26 @@ class HelpScreen(ModalScreen[None]):
                 shown = " ".join(dict.fromkeys(shown_key(one) for one in keys))
                 line: list[Piece] = [("  " + fit(shown, 14), "accent"), (fit(words, 48), ""), (name, "dim")]
                 lines.append(line)
-        lines += [[], [("Filters", "bold")]]
-        for usage, words in (
-            ("/text", "a regular expression; capitals tell letters apart"),
-            ("/!text", "rows without it"),
-            ("/-l k=v", "by label, k!=v without: group type state release phase …"),
-            ("/-f abc", "these letters in this order"),
-        ):
-            lines.append([("  " + fit(usage, 14), "accent"), (words, "")])
-        lines += [[], [("Commands", "bold"), ("   tab completes, ↑ ↓ are earlier ones", "dim")]]
-        for command in COMMANDS:
-            usage = f":{command.names[0]} {command.usage}"
-            short = " ".join(":" + name for name in command.names[1:])
-            lines.append([("  " + fit(usage, 42), "accent"), (fit(command.does, 40), ""), (short, "dim")])
-        acting = "acting keys are on" if app.may_write else "read-only: acting keys need --write"
-        lines += [[], [(acting, "warn" if app.may_write else "dim")]]
+        if self._has_commands:
+            lines += _commands(app)
         self.query_one(Lines).show(lines)
         self.query_one(Lines).focus()
+
+
+def _commands(app: MonitorApp) -> list[Line]:
+    lines: list[Line] = [[], [("Filters", "bold")]]
+    for usage, words in (
+        ("/text", "a regular expression; capitals tell letters apart"),
+        ("/!text", "rows without it"),
+        ("/-l k=v", "by label, k!=v without: group type state release phase …"),
+        ("/-f abc", "these letters in this order"),
+    ):
+        lines.append([("  " + fit(usage, 14), "accent"), (words, "")])
+    lines += [[], [("Commands", "bold"), ("   tab completes, ↑ ↓ are earlier ones", "dim")]]
+    for command in COMMANDS:
+        usage = f":{command.names[0]} {command.usage}"
+        short = " ".join(":" + name for name in command.names[1:])
+        lines.append([("  " + fit(usage, 42), "accent"), (fit(command.does, 40), ""), (short, "dim")])
+    acting = "acting keys are on" if app.may_write else "read-only: acting keys need --write"
+    lines += [[], [(acting, "warn" if app.may_write else "dim")]]
+    return lines
