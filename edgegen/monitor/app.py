@@ -53,7 +53,11 @@ class MonitorApp(App[int]):
     """The terminal's screens on a fleet."""
 
     TITLE = "edgegen monitor"
-    CSS = "Screen { background: $background; } #main { height: 1fr; }"
+    CSS = """
+    Screen { background: $background; }
+    ModalScreen { background: $background 60%; }
+    #main { height: 1fr; }
+    """
     BINDINGS: ClassVar[list[BindingType]] = [
         *(
             key(f"app.{name}", str(number), f"go('{name}')", f"{view.TITLE_WORDS}")

@@ -20,9 +20,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import IO
 
+from edgegen.common.units import format_seconds
+from edgegen.sdk.stage_words import stage_words
+
 MOST_LOG_LINES = 2000
 _MOST_OUT = 4_000_000
 """Characters of the child's stdout that are kept: its report."""
+_BAR = "%|"
+"""Is in the progress bars that libraries draw."""
 _GRACE_S = 20.0
 """From asking the child to stop to killing it."""
 
@@ -69,10 +74,18 @@ class Progress:
             stage.ended_s = now_s
         if state == "running":
             stage.done, stage.total = done, total
+        elif state != stage.state:
+            ran = stage.seconds(now_s)
+            took = f" in {format_seconds(ran)}" if state == "finished" and ran is not None else ""
+            self.say(f"{stage_words(name)}: {state}{took}", now_s)
         stage.state = state
 
     def say(self, line: str, now_s: float) -> None:
-        self.log.append((now_s, line))
+        """A line for the log. A library's progress bar stays one line, however often it is drawn."""
+        if _BAR in line and self.log and _BAR in self.log[-1][1]:
+            self.log[-1] = (now_s, line)
+        else:
+            self.log.append((now_s, line))
         self.lines += 1
 
 

@@ -23,8 +23,8 @@ from edgegen.errors import EdgegenError
 from edgegen.monitor.child import ChildRun, Progress
 from edgegen.monitor.compression_lines import PLAN_COLUMNS, front_lines, prediction_lines, stage_lines
 from edgegen.monitor.ink import Ink, Line
-from edgegen.monitor.keymap import key, load_keymap, shown_key
-from edgegen.monitor.screens.help import HelpScreen
+from edgegen.monitor.keymap import key, load_keymap
+from edgegen.monitor.screens.help import HelpScreen, foot_keys
 from edgegen.monitor.shown import clock, seconds
 from edgegen.monitor.table import Table
 from edgegen.monitor.themes import DEFAULT_THEME, PLAIN_THEME, THEMES
@@ -34,6 +34,8 @@ from edgegen.records.plan import Plan, TensorChoice
 from edgegen.sdk.stage_words import CHAIN
 
 TICK_S = 0.5
+INTERRUPTED = 130
+"""Exit code of a run that was stopped."""
 _PLAN_FILE = "plan.json"
 
 
@@ -89,6 +91,7 @@ class CompressionApp(App[int]):
     TITLE = "edgegen compress"
     CSS = """
     Screen { background: $background; }
+    ModalScreen { background: $background 60%; }
     ContentSwitcher { height: 1fr; }
     #stages { height: auto; max-height: 60%; }
     #tail { height: 1fr; border-top: solid $primary; }
@@ -178,6 +181,8 @@ class CompressionApp(App[int]):
         self.watched.press()
         if self.watched.code is not None and self._ended_s is None:
             self._ended_s = now_s
+            if self.watched.stopping_s is not None:
+                self.exit(self.watched.code)
         for target in self.targets if len(self.targets) > 1 else ("",):
             self._look_for_plan(target)
         width = self.size.width
@@ -224,14 +229,15 @@ class CompressionApp(App[int]):
         if code is None and run.stopping_s is not None:
             state = [(" ‖ stopping …", "warn bold")]
         elif code is None:
-            state = [(" ▶ running", "ok bold")]
+            begun = any(stage.began_s is not None for stage in run.progress.stages.values())
+            state = [(" ▶ running" if begun else " ▶ loading the model", "ok bold")]
         elif code == 0:
             state = [(" ✓ done: every limit is kept", "ok bold")]
         elif code == 4:
             state = [(" ✗ no plan fits, see the log", "bad bold")]
         elif code == 5:
             state = [(" ✗ the artifact misses a limit; its report is kept", "bad bold")]
-        elif code == 130:
+        elif code == INTERRUPTED:
             state = [(" ‖ stopped; the same command goes on where this one was", "warn bold")]
         else:
             state = [(f" ✗ ended with exit code {code}, see the log", "bad bold")]
@@ -242,12 +248,8 @@ class CompressionApp(App[int]):
 
     def _foot(self, width: int) -> Sequence[Line]:
         line: list[tuple[str, str]] = [(" ", "")]
-        seen = set()
-        for active in self.screen.active_bindings.values():
-            binding = active.binding
-            if binding.show and binding.id and binding.id not in seen:
-                seen.add(binding.id)
-                line += [(shown_key(binding.key), "accent bold"), (f" {binding.tooltip}  ", "dim")]
+        for keys, words in foot_keys(self.screen):
+            line += [(keys, "accent bold"), (f" {words}  ", "dim")]
         return [line]
 
     def on_resize(self, event: events.Resize) -> None:
@@ -316,7 +318,7 @@ def show_compression(command: Sequence[str], out: Path, targets: Sequence[str], 
     finally:
         code = run.end()
     sys.stdout.write(run.out)
-    if code:
+    if code not in (0, INTERRUPTED):  # the command line itself says the latter
         words = [line for _, line in run.progress.log][-3:]
         sys.stderr.write("".join(line + "\n" for line in words))
     return code if code >= 0 else 128 - code

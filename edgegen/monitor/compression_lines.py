@@ -24,8 +24,14 @@ _GLYPH = {
 }
 _AXIS = 10
 
+
+def _short(tensor: str) -> str:
+    """A tensor's name without what all have."""
+    return tensor.removeprefix("model.").removesuffix(".weight")
+
+
 PLAN_COLUMNS: tuple[Column[TensorChoice], ...] = (
-    Column("tensor", "TENSOR", 26, 1, lambda r, n: (r.name, "bold"), lambda r: r.name),
+    Column("tensor", "TENSOR", 26, 1, lambda r, n: (_short(r.name), "bold"), lambda r: r.name),
     Column("role", "ROLE", 10, 6, lambda r, n: (r.role, "dim"), lambda r: r.role),
     Column("layer", "LAYER", 5, 5, lambda r, n: (str(r.layer) if r.layer >= 0 else "", ""), lambda r: r.layer, True),
     Column(

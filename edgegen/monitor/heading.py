@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from edgegen.monitor.ink import Line, Piece
-from edgegen.monitor.keymap import shown_key
+from edgegen.monitor.screens.help import foot_keys
 from edgegen.monitor.screens.view import View
 from edgegen.monitor.shown import STATE_GLYPH, age, clock, moment, number, percent, window
 from edgegen.monitor.widgets.bars import joined
@@ -109,10 +109,6 @@ def foot_lines(app: MonitorApp, width: int) -> Sequence[Line]:
     if words:
         return [[(" " + words, role)]]
     line: list[Piece] = [(" ", "")]
-    seen = set()
-    for active in app.screen.active_bindings.values():
-        binding = active.binding
-        if binding.show and binding.id and active.enabled and binding.id not in seen:
-            seen.add(binding.id)
-            line += [(shown_key(binding.key), "accent bold"), (f" {binding.tooltip}  ", "dim")]
+    for keys, does in foot_keys(app.screen):
+        line += [(keys, "accent bold"), (f" {does}  ", "dim")]
     return [line]

@@ -29,6 +29,19 @@ def live_keys(screen: Screen[object]) -> dict[str, tuple[list[str], str]]:
     return found
 
 
+def foot_keys(screen: Screen[object]) -> list[tuple[str, str]]:
+    """Key and word of what stands in the bottom line; of several keys the shortest, the screen's own ones first."""
+    found: dict[str, tuple[str, str]] = {}
+    for keys, active in screen.active_bindings.items():
+        binding = active.binding
+        if binding.show and binding.id and active.enabled:
+            shown = shown_key(keys)
+            if binding.id not in found or len(shown) < len(found[binding.id][0]):
+                found[binding.id] = (shown, binding.tooltip)
+    order = {"table": 1, "app": 2}
+    return [found[name] for name in sorted(found, key=lambda name: order.get(name.partition(".")[0], 0))]
+
+
 class HelpScreen(ModalScreen[None]):
     """Lists what the screen under it can do."""
 
