@@ -38,7 +38,7 @@ from edgegen.monitor.times import parse_moment
 from edgegen.monitor.widgets.bars import Bar
 from edgegen.monitor.widgets.prompt import Prompt
 from edgegen.records.base import Record
-from edgegen.records.monitor import Ask, FleetView
+from edgegen.records.monitor import Ask, FleetView, State
 
 TICK_S = 0.5
 _SAID_S = 6.0
@@ -116,6 +116,8 @@ class MonitorApp(App[int]):
         self.may_write = write
         self.sight = Sight()
         self.fleet: FleetView | None = None
+        self.states: dict[State, int] = {}
+        """How many devices are in each."""
         self.histories: dict[str, list[str]] = {}
         self.ink = Ink({})
         self._clock = clock
@@ -186,11 +188,16 @@ class MonitorApp(App[int]):
         if view is None or not view.is_mounted:
             return
         now_s = self._clock()
-        self._ask_when_due(view, now_s, self.sight.interval_s)
+        if self._ask_when_due(view, now_s, self.sight.interval_s) and view.has_shown and not self.failure:
+            return  # the answer draws everything
         if view.NAME != _FLEET:
             self._ask_when_due(self._fleet_view, now_s, self.sight.interval_s * _SLOWER)
+        self._draw(view)
+
+    @staticmethod
+    def _draw(view: View) -> None:
         view.tick()
-        for bar in view.query(Bar):
+        for bar in (view.query_one("#top", Bar), view.query_one("#foot", Bar)):
             bar.tick()
 
     @property
@@ -201,7 +208,11 @@ class MonitorApp(App[int]):
 
     # ---- asking
 
-    def _ask_when_due(self, view: View, now_s: float, every_s: float) -> None:
+    def _ask_when_due(self, view: View, now_s: float, every_s: float) -> bool:
+        """
+        Returns:
+            Whether a question was asked.
+        """
         name = view.NAME
         failure = self.sight.failures.get(name)
         if failure is not None and not view.is_asked_again:
@@ -211,13 +222,14 @@ class MonitorApp(App[int]):
         else:
             due = view.is_asked_again or now_s - self._asked_s.get(name, -1e9) >= every_s - TICK_S / 2
         if not due or (self._asker.busy(name) and not view.is_asked_again):
-            return
+            return False
         question = view.question()
         view.is_asked_again = False
         if question is None:
-            return
+            return False
         self._asked_s[name] = now_s
         self._tickets[name] = self._asker.ask(name, question)
+        return True
 
     def ask_again(self) -> None:
         """What is looked at changed: ask at once."""
@@ -249,13 +261,13 @@ class MonitorApp(App[int]):
             self.sight.failures.pop(answer.key, None)
             if isinstance(answer.value, FleetView):
                 self.fleet = answer.value
+                states = [row.state for row in answer.value.devices]
+                self.states = {state: states.count(state) for state in State}
                 if self.sight.until_s is None:
                     self.sight.offset_s = answer.value.at_s - now_s
             view.receive(answer.value)
         if self.view is not None and self.view.is_mounted:
-            self.view.tick()
-            for bar in self.view.query(Bar):
-                bar.tick()
+            self._draw(self.view)
 
     def _failed(self, name: str, error: Exception, now_s: float) -> None:
         words = str(error) or type(error).__name__

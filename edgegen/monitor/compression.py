@@ -194,7 +194,9 @@ class CompressionApp(App[int]):
         plan = self.plan
         self.query_one("#prediction", Lines).show(prediction_lines(plan))
         self.query_one("#prediction", Lines).styles.height = len(prediction_lines(plan)) + 1
-        self.query_one("#tensors", Table).update_rows(plan.tensors if plan else (), now_s)
+        table = self.query_one("#tensors", Table)
+        table.update_rows(plan.tensors if plan else (), now_s)
+        table.repaint()
         front = self.query_one("#front", Lines)
         front.show(front_lines(plan, front.size.width or width, front.size.height or self.size.height - 3))
         for bar in self.query(Bar):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -11,7 +10,7 @@ from edgegen.monitor.screens.help import foot_keys
 from edgegen.monitor.screens.view import View
 from edgegen.monitor.shown import STATE_GLYPH, age, clock, moment, number, percent, window
 from edgegen.monitor.widgets.bars import joined
-from edgegen.records.monitor import FleetView, State
+from edgegen.records.monitor import State
 
 if TYPE_CHECKING:
     from edgegen.monitor.app import MonitorApp
@@ -65,7 +64,7 @@ def _fleet(app: MonitorApp, width: int) -> Line:
         when = [("‖ paused", "warn bold"), (f" +{app.view.count_held() if app.view else 0} buffered", "warn")]
     if fleet is None:
         return joined([(1, [(" asking …" if app.failure is None else " nothing known yet", "dim")]), (2, when)], width)
-    parts: list[tuple[int, list[Piece]]] = [(1, _states(fleet)), (2, when)]
+    parts: list[tuple[int, list[Piece]]] = [(1, _states(app.states)), (2, when)]
     parts.append((5, [(number(fleet.tokens_per_s), "bold"), (" tok/s", "dim")]))
     parts.append((4, [("err ", "dim"), (percent(fleet.error_fraction), "bold")]))
     parts.append((3, mode))
@@ -81,8 +80,7 @@ def _fleet(app: MonitorApp, width: int) -> Line:
     return joined(parts, width)
 
 
-def _states(fleet: FleetView) -> list[Piece]:
-    counts = Counter(row.state for row in fleet.devices)
+def _states(counts: dict[State, int]) -> list[Piece]:
     line: list[Piece] = [(" ", "")]
     for state in (State.ONLINE, State.DEGRADED, State.OFFLINE):
         glyph, role = STATE_GLYPH[state]

@@ -52,6 +52,8 @@ class Ink:
         self._styles["chosen"] = Style(reverse=True)
         self._styles["bar"] = Style(reverse=True, bold=True)
 
+        self._combined: dict[tuple[str, Style, Style | None], Style] = {}
+
     def style(self, role: str) -> Style:
         """Of a role; several are separated by spaces."""
         found = self._styles.get(role)
@@ -77,8 +79,11 @@ class Ink:
             if cells > room:
                 clean = fit(clean, room)
                 cells = room
-            style = base + self.style(role)
-            segments.append(Segment(clean, style + over if over else style))
+            style = self._combined.get((role, base, over))
+            if style is None:
+                style = base + self.style(role)
+                style = self._combined[role, base, over] = style + over if over else style
+            segments.append(Segment(clean, style))
             room -= cells
         if room > 0:
             segments.append(Segment(" " * room, base + over if over else base))

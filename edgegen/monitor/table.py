@@ -128,6 +128,8 @@ class Table(Painted, Generic[R]):
         self.marks: set[Hashable] = set()
         self._key, self._search, self._stale = key, search, stale
         self._rows: dict[Hashable, R] = {}
+        self._given: Sequence[R] = ()
+        self._some_unknown = False
         self._order: list[Hashable] = []
         self._sort_keys: dict[Hashable, Any] = {}
         self._filter: Filter | None = None
@@ -176,22 +178,30 @@ class Table(Painted, Generic[R]):
         return changed + sum(1 for name in self._rows if name not in names)
 
     def update_rows(self, rows: Iterable[R], now_s: float) -> None:
-        """Replace the rows. Those that did not change cost a comparison, the others are sorted in anew."""
+        """Replace the rows; `repaint` draws them.
+
+        The usual case is quick: the same rows in the same order, most of them the very objects that stand here.
+        """
         self.now_s = now_s
-        old, new = self._rows, {self._key(row): row for row in rows}
-        changed = [name for name, row in new.items() if (was := old.get(name)) is not row and was != row]
-        gone = len(old) + sum(1 for name in changed if name not in old) - len(new)
-        self._rows = new
-        if not changed and not gone:
-            self.repaint()
-            return
-        moved = bool(gone) or self._sorted_anew(changed, old) or self._filtered_anew(changed, old)
-        if gone:
-            self.marks &= new.keys()
-        if moved:
-            self._arrange()
-        else:
-            self.repaint()
+        given = rows if isinstance(rows, tuple) else tuple(rows)
+        before, self._given = self._given, given
+        if len(before) == len(given):
+            pairs = [(was, row) for was, row in zip(before, given, strict=True) if was is not row and was != row]
+            names = [self._key(row) for _, row in pairs]
+            if names == [self._key(was) for was, _ in pairs]:
+                self._rows.update(zip(names, (row for _, row in pairs), strict=True))
+                moved = self._sorted_anew(names) | self._filtered_anew(names)
+                if moved:
+                    self._arrange(same_rows=True)
+                return
+        old = self._rows
+        self._rows = {self._key(row): row for row in given}
+        changed = [name for name, row in self._rows.items() if name not in old or old[name] != row]
+        self._sort_keys = {name: value for name, value in self._sort_keys.items() if name in self._rows}
+        self._sorted_anew(changed)
+        self._filtered_anew(changed)
+        self.marks &= self._rows.keys()
+        self._arrange()
 
     def set_filter(self, wanted: Filter | None) -> None:
         """Show only rows that pass; None: all."""
@@ -210,6 +220,7 @@ class Table(Painted, Generic[R]):
     def _filter_all(self) -> None:
         self._kept = {name: self._passes(row) for name, row in self._rows.items()} if self.is_filtered else {}
         self._arrange()
+        self.repaint()
 
     def sort_by(self, name: str, reverse: bool | None = None) -> None:
         """Sort by a column; empty: the given order.
@@ -220,6 +231,7 @@ class Table(Painted, Generic[R]):
         self.sort_column = name
         self.reversed = (self._column(name).falls if name else False) if reverse is None else reverse
         self._sort_keys = {}
+        self._some_unknown = False
         self._arrange()
         self.redraw()
 
@@ -239,11 +251,11 @@ class Table(Painted, Generic[R]):
         seen = self._search(row)
         return (seen.is_fault or not self.faults_only) and (self._filter is None or self._filter(seen))
 
-    def _sorted_anew(self, changed: list[Hashable], old: dict[Hashable, R]) -> bool:
+    def _sorted_anew(self, changed: list[Hashable]) -> bool:
         """Whether the changed rows may stand elsewhere now."""
-        moved = any(name not in old for name in changed)
+        moved = False
         if not self.sort_column:
-            return moved or list(old) != list(self._rows)
+            return moved
         sort = self._column(self.sort_column).sort
         assert sort is not None, "only columns that sort are sorted by"
         for name in changed:
@@ -253,7 +265,7 @@ class Table(Painted, Generic[R]):
                 moved = True
         return moved
 
-    def _filtered_anew(self, changed: list[Hashable], old: dict[Hashable, R]) -> bool:
+    def _filtered_anew(self, changed: list[Hashable]) -> bool:
         if not self.is_filtered:
             return False
         moved = False
@@ -263,8 +275,12 @@ class Table(Painted, Generic[R]):
             self._kept[name] = keeps
         return moved
 
-    def _arrange(self) -> None:
-        """Order the rows anew and keep the cursor on its row."""
+    def _arrange(self, *, same_rows: bool = False) -> None:
+        """Order the rows anew and keep the cursor on its row.
+
+        Args:
+            same_rows: none came or went since the last time.
+        """
         here = self._order[self._cursor] if self._order else None
         names: list[Hashable]
         if not self.sort_column:
@@ -272,7 +288,7 @@ class Table(Painted, Generic[R]):
             if self.reversed:
                 names.reverse()
         else:
-            names = self._sorted()
+            names = self._sorted(same_rows)
         if self.is_filtered:
             kept = self._kept
             names = [name for name in names if kept.get(name)]
@@ -284,19 +300,21 @@ class Table(Painted, Generic[R]):
         self._fit_size()
         if (self._order[self._cursor] if self._order else None) != here:
             self.post_message(self.Moved(self))
-        self.repaint()
 
-    def _sorted(self) -> list[Hashable]:
+    def _sorted(self, same_rows: bool) -> list[Hashable]:
         """All rows' keys; the former order is nearly right, which makes sorting cheap."""
         sort = self._column(self.sort_column).sort
         assert sort is not None, "only columns that sort are sorted by"
         keys = self._sort_keys
         if len(keys) != len(self._rows) or not keys.keys() >= self._rows.keys():
             keys = self._sort_keys = {name: sort(row) for name, row in self._rows.items()}
-        if not self.is_filtered and len(self._order) == len(self._rows) and set(self._order) == self._rows.keys():
-            before: Iterable[Hashable] = self._order
-        else:
-            before = self._rows
+        whole = same_rows and not self.is_filtered and len(self._order) == len(self._rows)
+        before: Iterable[Hashable] = self._order if whole else self._rows
+        if not self._some_unknown:
+            try:
+                return sorted(before, key=keys.__getitem__, reverse=self.reversed)
+            except TypeError:  # None among them
+                self._some_unknown = True
         known = [name for name in before if keys[name] is not None]
         unknown = [name for name in before if keys[name] is None]
         known.sort(key=keys.__getitem__, reverse=self.reversed)

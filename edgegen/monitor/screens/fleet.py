@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from operator import attrgetter
 from typing import ClassVar
 
 from textual.binding import BindingType
@@ -96,6 +97,8 @@ def _late(row: DeviceRow, now_s: float) -> bool:
 
 COLUMNS: tuple[Column[DeviceRow], ...] = (
     Column("state", "", 1, 1, _state, lambda r: _ORDER[r.state]),
+    # Here because Textual sends a line from its left end to the last cell that differs, and this one always does.
+    Column("seen", "SEEN", 4, 2, _seen, lambda r: r.seen_s, True, falls=True),
     Column("device", "DEVICE", 14, 1, lambda r, n: (r.device, "bold"), lambda r: r.device, grows=True),
     Column("group", "GROUP", 14, 4, lambda r, n: (r.group, ""), lambda r: r.group),
     Column("type", "TYPE", 18, 9, lambda r, n: (r.kind or UNKNOWN, "dim"), lambda r: r.kind or None),
@@ -112,7 +115,6 @@ COLUMNS: tuple[Column[DeviceRow], ...] = (
     Column("thumbs", "±", 6, 8, _thumbs, lambda r: r.thumbs_down or None, True, falls=True),
     Column("drift", "DRIFT", 7, 3, _drift, lambda r: None if r.drift is None else str(r.drift)),
     Column("free", "FREE", 7, 10, lambda r, n: (size(r.free_bytes), ""), lambda r: r.free_bytes, True),
-    Column("seen", "SEEN", 4, 2, _seen, lambda r: r.seen_s, True, falls=True),
 )
 
 
@@ -151,7 +153,7 @@ class FleetScreen(View):
     def body(self) -> Iterable[Widget]:
         yield Table(
             COLUMNS,
-            lambda row: row.device,
+            attrgetter("device"),
             search=searchable,
             stale=_late,
             sort="state",

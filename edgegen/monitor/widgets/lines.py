@@ -30,6 +30,7 @@ class Painted(ScrollView, can_focus=True):
     def __init__(self, *, id: str | None = None, classes: str | None = None) -> None:
         super().__init__(id=id, classes=classes)
         self._painted: dict[int, Strip] = {}
+        self._base: Style | None = None
 
     @property
     def ink(self) -> Ink:
@@ -47,14 +48,19 @@ class Painted(ScrollView, can_focus=True):
         if not width or not self.is_attached:
             return
         for y in range(height):
-            strip = self.draw(y, width)
-            if self._painted.get(y) != strip:
+            strip, before = self.draw(y, width), self._painted.get(y)
+            if before is None:
                 self._painted[y] = strip
                 self.refresh(Region(0, y, width, 1))
+            elif before != strip:
+                self._painted[y] = strip
+                first, cells = changed_cells(before, strip)
+                self.refresh(Region(first, y, cells, 1))
 
     def redraw(self) -> None:
         """Draw everything again."""
         self._painted.clear()
+        self._base = None
         self.refresh()
 
     def render(self) -> str:
@@ -65,7 +71,7 @@ class Painted(ScrollView, can_focus=True):
         strip = self._painted.get(y)
         if strip is None or strip.cell_length != width:
             strip = self._painted[y] = self.draw(y, width)
-        return strip
+        return strip.simplify()  # fewer escape sequences
 
     def watch_scroll_y(self, old_value: float, new_value: float) -> None:
         self._painted.clear()
@@ -77,6 +83,7 @@ class Painted(ScrollView, can_focus=True):
 
     def notify_style_update(self) -> None:
         self._painted.clear()
+        self._base = None
         super().notify_style_update()
 
     def on_resize(self) -> None:
@@ -90,8 +97,24 @@ class Painted(ScrollView, can_focus=True):
 
     @property
     def base(self) -> Style:
-        """Style under everything."""
-        return self.rich_style
+        """Style under everything. Textual works it out from all parents, which is too dear for every line."""
+        if self._base is None:
+            self._base = self.rich_style
+        return self._base
+
+
+def changed_cells(before: Strip, now: Strip) -> tuple[int, int]:
+    """First cell and number of cells outside which two lines of one width are the same."""
+    old, new = list(before), list(now)
+    if len(old) != len(new):
+        return 0, now.cell_length
+    first = next((place for place, pair in enumerate(zip(old, new, strict=True)) if pair[0] != pair[1]), len(new))
+    last = len(new)
+    while last > first and old[last - 1] == new[last - 1]:
+        last -= 1
+    start = sum(segment.cell_length for segment in new[:first])
+    end = now.cell_length - sum(segment.cell_length for segment in new[last:])
+    return start, max(1, end - start)
 
 
 class Lines(Painted):
