@@ -185,7 +185,7 @@ class MonitorApp(App[int]):
     def tick(self) -> None:
         """Ask what is due, and draw what changed."""
         view = self.view
-        if view is None or not view.is_mounted:
+        if view is None or not view.is_ready:
             return
         now_s = self._clock()
         if self._ask_when_due(view, now_s, self.sight.interval_s) and view.has_shown and not self.failure:
@@ -266,7 +266,7 @@ class MonitorApp(App[int]):
                 if self.sight.until_s is None:
                     self.sight.offset_s = answer.value.at_s - now_s
             view.receive(answer.value)
-        if self.view is not None and self.view.is_mounted:
+        if self.view is not None and self.view.is_ready:
             self._draw(self.view)
 
     def _failed(self, name: str, error: Exception, now_s: float) -> None:
@@ -321,7 +321,7 @@ class MonitorApp(App[int]):
     def say(self, words: str, role: str = "") -> None:
         """In the bottom line, for a while."""
         self._said = (self._clock() + _SAID_S, words, role)
-        if self.view is not None and self.view.is_mounted:
+        if self.view is not None and self.view.is_ready:
             self.view.query_one("#foot", Bar).tick()
 
     @property
@@ -361,7 +361,7 @@ class MonitorApp(App[int]):
         view = self.get_screen(name)
         assert isinstance(view, View), "only our screens are gone to"
         before = self.view
-        if before is not None and before.is_mounted and before.query_one(Prompt).is_open:
+        if before is not None and before.is_ready and before.query_one(Prompt).is_open:
             before.query_one(Prompt).shut()
         view.enter(**what)
         view.is_asked_again = True
@@ -435,7 +435,7 @@ class MonitorApp(App[int]):
 
     def on_prompt_typed(self, message: Prompt.Typed) -> None:
         view = self.view
-        if view is None:
+        if view is None or not view.is_ready:
             return
         if message.how != "typing":
             main = view.query("#main")
@@ -452,16 +452,22 @@ class MonitorApp(App[int]):
                 self.travel(parse_moment(message.line, self.live_s))
         except ConfigError as error:
             self.say(f"{error} {error.hint}".rstrip(), "bad")
-        view.query_one("#top", Bar).tick()
+        if self.view is view:
+            view.query_one("#top", Bar).tick()
 
     def filter(self, words: str) -> None:
-        """
+        """Filter the screen's rows, at once or as soon as it has any.
+
         Raises:
             ConfigError: the words cannot be understood.
         """
-        if self.view is not None:
-            self.view.set_filter(words)
+        if (view := self.view) is None:
+            return
+        if view.is_ready:
+            view.set_filter(words)
             self.tick()
+        else:
+            view.filter_words = words
 
     def sort(self, name: str) -> None:
         """

@@ -111,7 +111,7 @@ class MockOutputs:
             stop = "length" if flag in ("LENGTH", "REPEAT") else "stop"
         elif luck < 0.3 and device.is_bad:
             flags, stop, error, answer = ("ERROR",), "error", "llama_decode returned \x1b[7m1\x1b[0m", ""
-        elif luck > 0.985:
+        elif luck > 0.96:
             answer = HOSTILE[pick(len(HOSTILE), self._seed, number, 44)]
         level = ("p2", "p0", "p2", "p1")[device.group]
         rated = chance(self._seed, number, 45)

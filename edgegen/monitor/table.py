@@ -106,6 +106,7 @@ class Table(Painted, Generic[R]):
         stale: Callable[[R, float], bool] | None = None,
         sort: str = "",
         empty: str = "nothing here",
+        frozen: int = 1,
         id: str | None = None,
     ) -> None:
         """
@@ -115,10 +116,12 @@ class Table(Painted, Generic[R]):
             stale: whether a row's values are of the past, and dimmed.
             sort: column to sort by at first; empty: the order in which rows are given.
             empty: said where there are no rows.
+            frozen: columns at the left that stay where the others are moved.
         """
         super().__init__(id=id)
         self.columns = tuple(columns)
         self.empty = empty
+        self.frozen = frozen
         self.sort_column = sort
         self.reversed = self._column(sort).falls if sort else False
         self.is_wide = False
@@ -347,7 +350,10 @@ class Table(Painted, Generic[R]):
                     words = f"none of {len(self._rows):,} rows passes the filter"
                 return self.ink.strip([("  " + words, "dim")], width, base)
             strip = self._row(self._order[place], place, columns, whole, base)
-        return strip if whole == width else strip.crop(self.scroll_offset.x, self.scroll_offset.x + width)
+        if whole == width:
+            return strip
+        kept, left = self._width_of(columns[: self.frozen]), self.scroll_offset.x
+        return Strip.join([strip.crop(0, kept), strip.crop(kept + left, left + width)])
 
     def _heading(self, columns: list[tuple[Column[R], int]], whole: int, base: Style) -> Strip:
         line: list[Piece] = [("  ", "head")]

@@ -83,7 +83,7 @@ class BundlesView(View):
         return lambda: source.bundles(ask)
 
     def accept(self, value: tuple[BundleRow, ...]) -> None:
-        if self.is_mounted:
+        if self.is_ready:
             self.table.update_rows(value, self.monitor.now_s)
             self._show()
 
@@ -101,7 +101,7 @@ class BundlesView(View):
         self.action_devices()
 
     def _show(self) -> None:
-        if self.is_mounted:
+        if self.is_ready:
             row = self.table.row
             self.query_one("#detail", Lines).show(bundle_lines(row, self.monitor.now_s) if row is not None else [])
 

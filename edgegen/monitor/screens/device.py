@@ -69,7 +69,7 @@ class DeviceView(View):
     def _first(self) -> str:
         """The one under the fleet's cursor."""
         fleet = self.monitor.get_screen("fleet")
-        row = fleet.table.row if isinstance(fleet, View) and fleet.is_mounted and fleet.table else None
+        row = fleet.table.row if isinstance(fleet, View) and fleet.is_ready and fleet.table else None
         return row.device if row is not None else ""
 
     def question(self) -> Question | None:
@@ -105,7 +105,7 @@ class DeviceView(View):
         self._show()
 
     def _show(self) -> None:
-        if not self.is_mounted:
+        if not self.is_ready:
             return
         text = self.query_one("#main", Lines)
         width = max(20, text.size.width or self.app.size.width)

@@ -174,7 +174,7 @@ class DriftView(View):
 
     def accept(self, value: tuple[DriftCell, ...]) -> None:
         self.shown = value
-        if self.is_mounted:
+        if self.is_ready:
             self.heat.show(value)
             self._show()
 
@@ -193,7 +193,7 @@ class DriftView(View):
         return sum(1 for cell in self._held if cell not in self.shown)
 
     def tick(self) -> None:
-        if self.is_mounted:
+        if self.is_ready:
             self.heat.is_dim = self.monitor.is_failing
             self.heat.repaint()
             self._show()
@@ -205,7 +205,7 @@ class DriftView(View):
         self._show()
 
     def _show(self) -> None:
-        if self.is_mounted:
+        if self.is_ready:
             detail = self.query_one("#detail", Lines)
             cell = self.heat.chosen
             detail.show(cell_lines(cell, max(40, detail.size.width - 2)) if cell else [])

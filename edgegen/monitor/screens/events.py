@@ -104,7 +104,7 @@ class EventsView(View):
         self._held_rows.clear()
         self._cursor = 0
         self.has_shown = False
-        if self.is_mounted:
+        if self.is_ready:
             self.table.update_rows((), self.monitor.now_s)
 
     def accept(self, value: Sequence[Any]) -> None:
@@ -121,7 +121,7 @@ class EventsView(View):
 
     def _add(self, rows: Iterable[EventRow]) -> None:
         self.ring.extend(rows)
-        if self.is_mounted:
+        if self.is_ready:
             self.table.update_rows(self.ring, self.monitor.now_s)
             if self.follows:
                 self.table.action_bottom()

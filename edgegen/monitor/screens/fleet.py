@@ -157,6 +157,7 @@ class FleetScreen(View):
             search=searchable,
             stale=_late,
             sort="state",
+            frozen=3,
             empty="no device has enrolled yet: `edgegen fleet token` lets one in",
             id="main",
         )
@@ -171,7 +172,7 @@ class FleetScreen(View):
         return lambda: source.fleet(ask)
 
     def accept(self, value: FleetView) -> None:
-        if self.is_mounted:
+        if self.is_ready:
             self.table.update_rows(value.devices, self.monitor.now_s)
 
     def rows_of(self, value: FleetView) -> Sequence[DeviceRow]:

@@ -158,7 +158,7 @@ class OutputsView(View):
         self._held_rows.clear()
         self._cursor = 0
         self.has_shown = False
-        if self.is_mounted:
+        if self.is_ready:
             self.table.update_rows((), self.monitor.now_s)
 
     def accept(self, value: Sequence[OutputRow] | Sequence[CanaryRow]) -> None:
@@ -169,7 +169,7 @@ class OutputsView(View):
         else:
             new = self._new(value)
             self.ring.extend(new)
-            if self.is_mounted:
+            if self.is_ready:
                 self.table.update_rows(self.ring, self.monitor.now_s)
                 if self.follows:
                     self.table.action_bottom()
@@ -191,7 +191,7 @@ class OutputsView(View):
         if self._held_rows:
             self.ring.extend(self._held_rows)
             self._held_rows.clear()
-            if self.is_mounted:
+            if self.is_ready:
                 self.table.update_rows(self.ring, self.monitor.now_s)
                 if self.follows:
                     self.table.action_bottom()
@@ -223,7 +223,7 @@ class OutputsView(View):
         self.call_after_refresh(self._show_detail)
 
     def _show_detail(self) -> None:
-        if not self.is_mounted:
+        if not self.is_ready:
             return
         detail = self.query_one("#detail", Lines)
         self.table.display = self.compares != "releases"

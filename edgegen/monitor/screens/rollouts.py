@@ -136,7 +136,7 @@ class RolloutsView(View):
     def enter(self, **what: str) -> None:
         if what.get("rollout", "").isdecimal():
             self.chosen = int(what["rollout"])
-            if self.is_mounted:
+            if self.is_ready:
                 self.table.select(self.chosen)
 
     def question(self) -> Question:
@@ -160,7 +160,7 @@ class RolloutsView(View):
 
     def accept(self, value: Picture) -> None:
         self.picture = value
-        if not self.is_mounted:
+        if not self.is_ready:
             return
         self.table.update_rows(value.rollouts, self.monitor.now_s)
         if not self.chosen or not any(r.id == self.chosen for r in value.rollouts):
@@ -200,7 +200,7 @@ class RolloutsView(View):
         self.action_devices()
 
     def _show(self) -> None:
-        if not self.is_mounted:
+        if not self.is_ready:
             return
         detail = self.query_one("#detail", Lines)
         picture = self.picture

@@ -38,6 +38,8 @@ class View(Screen[None]):
     def __init__(self) -> None:
         super().__init__(name=self.NAME)
         self.filter_words = ""
+        self.is_ready = False
+        """Whether its widgets are there: a message may come before."""
         self.is_asked_again = True
         """What is looked at changed: ask without waiting for the interval."""
         self._held: Any = None
@@ -155,5 +157,11 @@ class View(Screen[None]):
         self.table.set_filter(parse_filter(words, self.LABELS))
         self.filter_words = words.strip()
 
+    def on_mount(self) -> None:
+        self.is_ready = True
+        if self.filter_words:
+            self.set_filter(self.filter_words)
+
     def on_screen_resume(self) -> None:
-        self.tick()
+        if self.is_ready:
+            self.tick()
