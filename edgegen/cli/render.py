@@ -10,9 +10,9 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import IO, Any, NoReturn
+from typing import Any, NoReturn
 
-from edgegen.errors import EdgegenError
+from edgegen.errors import ConfigError, EdgegenError
 from edgegen.sdk.stage_words import stage_words
 
 EVENTS_VARIABLE = "EDGEGEN_EVENTS_FD"
@@ -34,8 +34,7 @@ def progress(quiet: bool) -> Iterator[Any]:
     Where a screen started this process (`EVENTS_VARIABLE`), it gets the events instead.
     """
     if descriptor := os.environ.pop(EVENTS_VARIABLE, ""):
-        with os.fdopen(int(descriptor), "w") as stream:
-            yield lambda *event: _send(stream, event)
+        yield lambda *event: _send(descriptor, event)
         return
     if quiet:
         yield lambda *event: None
@@ -77,13 +76,14 @@ def progress(quiet: bool) -> Iterator[Any]:
         yield notify
 
 
-def _send(stream: IO[str], event: tuple[str, str, int, int]) -> None:
+def _send(descriptor: str, event: tuple[str, str, int, int]) -> None:
     """One event to the screen. If that is gone the run stops as by Ctrl-C: nobody watches, and it can go on later."""
     try:
-        stream.write(json.dumps(event) + "\n")
-        stream.flush()
+        os.write(int(descriptor), json.dumps(event).encode() + b"\n")
     except BrokenPipeError as error:
         raise KeyboardInterrupt from error
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{EVENTS_VARIABLE}={descriptor[:20]} is no open file", hint="Only --tui sets it.") from error
 
 
 def _lines(stage: str, state: str, done: int, total: int) -> None:

@@ -47,8 +47,8 @@ class Ink:
         self._styles["dim"] = Style(dim=True)
         self._styles["bold"] = Style(bold=True)
         self._styles["head"] += Style(bold=True)
-        self._styles["gone"] += Style(strike=True)
-        self._styles["new"] += Style(underline=True)
+        self._styles["gone"] += Style(bold=True)
+        self._styles["new"] += Style(bold=True)
         self._styles["chosen"] = Style(reverse=True)
         self._styles["bar"] = Style(reverse=True, bold=True)
 

@@ -229,7 +229,7 @@ class MockSource:
         away = device.is_away(at_s)
         hot = device.is_bad and chance(self._seed, device.number, 6, int(at_s // 600)) < 0.7
         errors = _errors(device, at_s)
-        drifted = device.group == 2 and device.number % 3 == 0
+        drifted = device.group == 2 and device.number % 5 == 0
         why = "throttled" if hot else "errors" if errors > 0.05 else "drift" if drifted else ""
         state = (
             State.REVOKED if device.is_revoked else State.OFFLINE if away else State.DEGRADED if why else State.ONLINE

@@ -374,6 +374,8 @@ class Table(Painted, Generic[R]):
             if not text.isascii() or not text.isprintable():
                 text = plain(text)
             line.append((fit(text, width, right=column.right) + " ", "dim" if dim and column.priority > 1 else role))
+        if here and self.has_focus:  # one colour for the whole row; the glyphs still say what others mean
+            line = [(text, "") for text, _ in line]
         over = self.ink.style("chosen" if self.has_focus else "bold") if here else None
         return self.ink.strip(line, whole, base, over)
 

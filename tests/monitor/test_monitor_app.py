@@ -18,13 +18,15 @@ from edgegen.records.monitor import Ask, DeviceRow, FleetView, State
 from tests.monitor.driving import BEGUN_S, Driven, drive
 
 
-@pytest.mark.parametrize("size", [(80, 24), (200, 50), (40, 10)])
+@pytest.mark.parametrize(
+    "size", [(80, 24), pytest.param((200, 50), marks=pytest.mark.slow), pytest.param((40, 10), marks=pytest.mark.slow)]
+)
 def test_every_screen_at_every_size(size: tuple[int, int]) -> None:
     async def test(it: Driven) -> None:
         for number, name in enumerate(VIEWS, 1):
             await it.press(str(number))
             await it.tick()
-            assert it.view.NAME == name
+            assert name == it.view.NAME
             lines = it.text.splitlines()
             assert len(lines) <= size[1] and all(len(line) <= size[0] for line in lines)
         assert it.app.sight.failures == {}
@@ -90,6 +92,7 @@ def test_filters_as_one_types() -> None:
     drive(test)
 
 
+@pytest.mark.slow
 def test_commands_complete_and_are_remembered() -> None:
     async def test(it: Driven) -> None:
         await it.press("colon")
@@ -125,6 +128,7 @@ def test_commands_complete_and_are_remembered() -> None:
     drive(test)
 
 
+@pytest.mark.slow
 def test_commands_lead_everywhere() -> None:
     async def test(it: Driven) -> None:
         await it.command("fleet retail-kiosk")
@@ -153,6 +157,7 @@ def test_commands_lead_everywhere() -> None:
     drive(test)
 
 
+@pytest.mark.slow
 def test_pause_counts_what_comes_and_shows_it_later() -> None:
     async def test(it: Driven) -> None:
         await it.press("3")
@@ -175,6 +180,7 @@ def test_pause_counts_what_comes_and_shows_it_later() -> None:
     drive(test)
 
 
+@pytest.mark.slow
 def test_time_travel_shows_what_was() -> None:
     async def test(it: Driven) -> None:
         await it.press("T")
@@ -201,6 +207,7 @@ def test_time_travel_shows_what_was() -> None:
     drive(test, write=True)
 
 
+@pytest.mark.slow
 def test_outputs_stay_a_ring() -> None:
     async def test(it: Driven) -> None:
         await it.press("3")
@@ -213,6 +220,7 @@ def test_outputs_stay_a_ring() -> None:
     drive(test, n=200)
 
 
+@pytest.mark.slow
 def test_a_source_that_fails_is_a_banner_and_comes_back() -> None:
     async def test(it: Driven) -> None:
         it.source.failure = NetworkError("https://fleet: refused")
@@ -241,6 +249,7 @@ def test_a_source_that_fails_is_a_banner_and_comes_back() -> None:
 @pytest.mark.parametrize(
     "error", [OSError("disk gone"), ValueError(), RecursionError("deep"), ConfigError("newer schema")]
 )
+@pytest.mark.slow
 def test_no_error_of_a_source_ends_the_app(error: Exception) -> None:
     async def test(it: Driven) -> None:
         it.source.failure = error
@@ -250,6 +259,7 @@ def test_no_error_of_a_source_ends_the_app(error: Exception) -> None:
     drive(test)
 
 
+@pytest.mark.slow
 def test_a_source_that_fails_from_the_start() -> None:
     source = MockSource(5, 1, clock=lambda: BEGUN_S)
     source.failure = NetworkError("away")
@@ -268,6 +278,7 @@ def test_a_source_that_fails_from_the_start() -> None:
     drive(test, source=source)
 
 
+@pytest.mark.slow
 def test_a_source_that_hangs_does_not_hold_the_screens() -> None:
     gate = threading.Event()
 
@@ -293,6 +304,7 @@ def test_a_source_that_hangs_does_not_hold_the_screens() -> None:
     drive(test, source=Hanging(5, 1, clock=lambda: BEGUN_S), inline=False)
 
 
+@pytest.mark.slow
 def test_acting_needs_write_and_the_name() -> None:
     async def read_only(it: Driven) -> None:
         await it.press("4")
@@ -329,6 +341,7 @@ def test_acting_needs_write_and_the_name() -> None:
     drive(test, write=True)
 
 
+@pytest.mark.slow
 def test_a_release_is_brought_to_a_group() -> None:
     asked: list[object] = []
 
@@ -383,6 +396,7 @@ def test_hostile_answers_are_only_text() -> None:
     drive(test, n=400)
 
 
+@pytest.mark.slow
 def test_hostile_names_everywhere() -> None:
     evil = "[red]\x1b]0;x\x07\u202e" + "w\u0301" * 30
 
@@ -420,6 +434,7 @@ def test_hostile_names_everywhere() -> None:
     drive(test, source=Evil(12, 1, clock=lambda: BEGUN_S))
 
 
+@pytest.mark.slow
 def test_export_and_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
@@ -439,6 +454,7 @@ def test_export_and_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     drive(test)
 
 
+@pytest.mark.slow
 def test_marks_compare_two_answers() -> None:
     async def test(it: Driven) -> None:
         await it.command("out group=field-tablet")
@@ -456,6 +472,7 @@ def test_marks_compare_two_answers() -> None:
     drive(test, n=200)
 
 
+@pytest.mark.slow
 def test_old_and_new_release_beside_each_other() -> None:
     async def test(it: Driven) -> None:
         await it.command("dev hub-00004")
@@ -471,6 +488,7 @@ def test_old_and_new_release_beside_each_other() -> None:
     drive(test, size=(120, 40))
 
 
+@pytest.mark.slow
 def test_resize_while_drawing() -> None:
     async def test(it: Driven) -> None:
         for number in "1234567":
@@ -534,6 +552,7 @@ def test_over_ssh_few_frames(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name)
 
 
+@pytest.mark.slow
 def test_many_rows_stay_quick_to_take() -> None:
     """The gate is tools/bench_monitor.py; this only notices a table that has become quadratic."""
     import time

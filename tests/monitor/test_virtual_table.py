@@ -112,7 +112,7 @@ def test_updates_end_where_a_new_table_would(sort: str) -> None:
             if step % 5 == 4:
                 dice.shuffle(now)
             if step % 7 == 6:
-                now = now[: dice.randrange(10, len(now))] + [Row(f"n{step:03d}", dice.random())]
+                now = [*now[: dice.randrange(10, len(now))], Row(f"n{step:03d}", dice.random())]
             now = [
                 replace(row, value=dice.choice([None, dice.random() * 50])) if dice.random() < 0.3 else row
                 for row in now

@@ -20,6 +20,7 @@ maybe = st.one_of(st.none(), st.floats(allow_nan=True, allow_infinity=True))
 def test_spark() -> None:
     assert spark([0, 1, 2, 4]) == "▁▃▅█"
     assert spark([None, 1.0, math.nan]) == "·█·"
+    assert spark([8, 9, 10]) == "▅▇█", "from half of the largest on"
     assert spark([]) == ""
     assert spark([0, 0]) == "▁▁"
 

@@ -210,6 +210,10 @@ class FleetScreen(View):
         self.monitor.go("device", device=event.row.device)
 
 
+def _value(value: float | None) -> str:
+    return UNKNOWN if value is None else f"{value:.4g}"
+
+
 def _alert(alert: Alert, now_s: float) -> Line:
     glyph, role = (
         ("▲", "bad") if alert.state == "firing" else ("!", "warn") if alert.state == "pending" else ("?", "dim")
@@ -219,7 +223,7 @@ def _alert(alert: Alert, now_s: float) -> Line:
         (f" {glyph} ", role),
         (f"{alert.rule}", "bold"),
         (
-            f" in {alert.group or 'all groups'}: {alert.metric} {number(alert.value)}, limit {number(alert.threshold)}",
+            f" in {alert.group or 'all groups'}: {alert.metric} {_value(alert.value)}, limit {_value(alert.threshold)}",
             "",
         ),
         (f", {alert.state}{since}, n={alert.n}", "dim"),

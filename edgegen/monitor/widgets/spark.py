@@ -11,19 +11,22 @@ GAP = "·"
 
 
 def spark(values: Sequence[float | None], most: float | None = None) -> str:
-    """One cell a value, from 0 to the largest; `·` where nothing is known.
+    """One cell a value; `·` where nothing is known.
+
+    The lowest cell is 0, or half of the largest value if none is below that: so a curve of a few percent is seen.
 
     Args:
         most: value of a full cell; None: the largest of the values.
     """
     known = [value for value in values if value is not None and math.isfinite(value)]
     top = most if most else max(known, default=0.0)
+    low = top / 2 if known and min(known) >= top / 2 > 0 else 0.0
     cells = []
     for value in values:
         if value is None or not math.isfinite(value):
             cells.append(GAP)
         else:
-            share = min(max(value, 0.0) / top, 1.0) if top > 0 else 0.0
+            share = min(max((value - low) / (top - low), 0.0), 1.0) if top > low else 0.0
             cells.append(_STEPS[min(len(_STEPS) - 1, int(share * len(_STEPS)))])
     return "".join(cells)
 
