@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 from edgegen.common.units import format_bytes
 from edgegen.monitor.child import Progress, Stage
+from edgegen.monitor.columns import Column
 from edgegen.monitor.ink import Line, Piece, fit
 from edgegen.monitor.shown import number, seconds
-from edgegen.monitor.table import Column
 from edgegen.monitor.widgets.braille import scatter
 from edgegen.monitor.widgets.spark import bar
 from edgegen.records.plan import FrontPoint, Plan, TensorChoice

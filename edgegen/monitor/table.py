@@ -1,15 +1,14 @@
 """A table of many live rows over Textual's line API.
 
 Textual's own `DataTable` measures and redraws every row whenever one changes: 90 ms for a cell of 10,000 rows. Here the
-model is a dictionary of rows and a list of keys in order; only the lines that are on the screen are ever drawn, and
-only those that differ from what stands there are sent. Widths are fixed, columns that do not fit are left out by
-priority, the cursor and the marks belong to keys and so outlive sorting and filtering.
+rows stand in a model of their own (`Rows`); only the lines that are on the screen are ever drawn, and only those that
+differ from what stands there are sent. Widths are fixed, columns that do not fit are left out by priority, the cursor
+and the marks belong to keys and so outlive sorting and filtering.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, TypeVar
 
 from rich.style import Style
@@ -19,39 +18,15 @@ from textual.geometry import Size
 from textual.message import Message
 from textual.strip import Strip
 
+from edgegen.monitor.columns import Column, Fitted, fit_columns, width_of
 from edgegen.monitor.filters import Filter, Searchable
 from edgegen.monitor.ink import Piece, fit
 from edgegen.monitor.keymap import key
 from edgegen.monitor.plain import plain
+from edgegen.monitor.rows import Rows
 from edgegen.monitor.widgets.lines import Painted
 
 R = TypeVar("R")
-_GUTTER = 2
-"""Cells for the cursor's and the mark's glyph."""
-
-
-@dataclass(frozen=True, slots=True)
-class Column(Generic[R]):
-    """One column.
-
-    Attributes:
-        name: for `:sort` and exports.
-        cell: a row and the time now → text and role.
-        width: in cells; of the one that is `grows`, the least.
-        priority: 1 is left out last.
-        sort: what the column sorts by, None is unknown and comes last; without it the column does not sort.
-        falls: whether sorting begins with the largest.
-    """
-
-    name: str
-    title: str
-    width: int
-    priority: int
-    cell: Callable[[R, float], Piece]
-    sort: Callable[[R], Any] | None = None
-    right: bool = False
-    grows: bool = False
-    falls: bool = False
 
 
 class Table(Painted, Generic[R]):
@@ -129,31 +104,27 @@ class Table(Painted, Generic[R]):
         """Everything: the source is away, so all of it is of the past."""
         self.now_s = 0.0
         self.marks: set[Hashable] = set()
-        self._key, self._search, self._stale = key, search, stale
-        self._rows: dict[Hashable, R] = {}
-        self._given: Sequence[R] = ()
-        self._some_unknown = False
-        self._order: list[Hashable] = []
-        self._sort_keys: dict[Hashable, Any] = {}
-        self._filter: Filter | None = None
-        self.faults_only = False
-        self._kept: dict[Hashable, bool] = {}
+        self._model: Rows[R] = Rows(key, search)
+        self._stale = stale
         self._cursor = 0
         self._anchor: Hashable | None = None
-        self._fitted: list[tuple[Column[R], int]] = []
+        self._fitted: Fitted[R] = []
         self._fitted_for = (-1, False)
+        if sort:
+            self._model.sort(self._column(sort).sort, reverse=self.reversed)
 
-    # ---- the model
+    # ---- the rows
 
     @property
     def rows(self) -> list[R]:
         """Those that the filter lets through, in order."""
-        return [self._rows[name] for name in self._order]
+        rows = self._model.rows
+        return [rows[name] for name in self._model.order]
 
     @property
     def total(self) -> int:
         """Rows, the filtered ones included."""
-        return len(self._rows)
+        return len(self._model.rows)
 
     @property
     def cursor(self) -> int:
@@ -163,66 +134,46 @@ class Table(Painted, Generic[R]):
     @property
     def row(self) -> R | None:
         """Under the cursor."""
-        return self._rows[self._order[self._cursor]] if self._order else None
+        here = self._here()
+        return None if here is None else self._model.rows[here]
 
     @property
     def marked(self) -> list[R]:
-        """Marked rows in order, hidden ones last; where none is marked the one under the cursor."""
-        names = [name for name in self._order if name in self.marks]
-        names += [name for name in self._rows if name in self.marks and name not in set(names)]
-        if not names and self._order:
-            names = [self._order[self._cursor]]
-        return [self._rows[name] for name in names]
+        """Marked rows in order; where none is marked the one under the cursor."""
+        names = [name for name in self._model.order if name in self.marks]
+        if not names and (here := self._here()) is not None:
+            names = [here]
+        return [self._model.rows[name] for name in names]
+
+    @property
+    def faults_only(self) -> bool:
+        """Whether only rows are shown that a person should look at."""
+        return self._model.faults_only
 
     def differing(self, rows: Iterable[R]) -> int:
         """How many rows are new, changed or gone against those that stand here."""
-        names = {self._key(row): row for row in rows}
-        changed = sum(1 for name, row in names.items() if name not in self._rows or self._rows[name] != row)
-        return changed + sum(1 for name in self._rows if name not in names)
+        return self._model.differing(rows)
 
     def update_rows(self, rows: Iterable[R], now_s: float) -> None:
-        """Replace the rows; `repaint` draws them.
-
-        The usual case is quick: the same rows in the same order, most of them the very objects that stand here.
-        """
+        """Replace the rows; `repaint` draws them."""
         self.now_s = now_s
-        given = rows if isinstance(rows, tuple) else tuple(rows)
-        before, self._given = self._given, given
-        if len(before) == len(given):
-            pairs = [(was, row) for was, row in zip(before, given, strict=True) if was is not row and was != row]
-            names = [self._key(row) for _, row in pairs]
-            if names == [self._key(was) for was, _ in pairs]:
-                self._rows.update(zip(names, (row for _, row in pairs), strict=True))
-                moved = self._sorted_anew(names) | self._filtered_anew(names)
-                if moved:
-                    self._arrange(same_rows=True)
-                return
-        old = self._rows
-        self._rows = {self._key(row): row for row in given}
-        changed = [name for name, row in self._rows.items() if name not in old or old[name] != row]
-        self._sort_keys = {name: value for name, value in self._sort_keys.items() if name in self._rows}
-        self._sorted_anew(changed)
-        self._filtered_anew(changed)
-        self.marks &= self._rows.keys()
-        self._arrange()
+        here = self._here()
+        if self._model.update(rows):
+            self.marks &= self._model.rows.keys()
+            self._follow(here)
 
     def set_filter(self, wanted: Filter | None) -> None:
         """Show only rows that pass; None: all."""
-        self._filter = wanted
-        self._filter_all()
+        self._filter(wanted, self.faults_only)
 
     def show_faults(self, only: bool) -> None:
         """Show only rows that a person should look at, of those that pass the filter."""
-        self.faults_only = only
-        self._filter_all()
+        self._filter(self._model.wanted, only)
 
-    @property
-    def is_filtered(self) -> bool:
-        return self._filter is not None or self.faults_only
-
-    def _filter_all(self) -> None:
-        self._kept = {name: self._passes(row) for name, row in self._rows.items()} if self.is_filtered else {}
-        self._arrange()
+    def _filter(self, wanted: Filter | None, faults_only: bool) -> None:
+        here = self._here()
+        self._model.filter(wanted, faults_only=faults_only)
+        self._follow(here)
         self.repaint()
 
     def sort_by(self, name: str, reverse: bool | None = None) -> None:
@@ -231,97 +182,38 @@ class Table(Painted, Generic[R]):
         Args:
             reverse: None: as the column begins.
         """
+        here = self._here()
+        column = self._column(name) if name else None
         self.sort_column = name
-        self.reversed = (self._column(name).falls if name else False) if reverse is None else reverse
-        self._sort_keys = {}
-        self._some_unknown = False
-        self._arrange()
+        self.reversed = (column.falls if column else False) if reverse is None else reverse
+        self._model.sort(column.sort if column else None, reverse=self.reversed)
+        self._follow(here)
         self.redraw()
 
     def select(self, name: Hashable) -> bool:
         """Put the cursor on a row; False where it is not shown."""
-        if name not in self._rows or name not in self._order:
+        if not self._model.shows(name):
             return False
-        self._go(self._order.index(name))
+        self._go(self._model.order.index(name))
         return True
 
     def _column(self, name: str) -> Column[R]:
         return next(column for column in self.columns if column.name == name)
 
-    def _passes(self, row: R) -> bool:
-        if self._search is None:
-            return True
-        seen = self._search(row)
-        return (seen.is_fault or not self.faults_only) and (self._filter is None or self._filter(seen))
+    def _here(self) -> Hashable | None:
+        """Key of the row under the cursor."""
+        return self._model.order[self._cursor] if self._model.order else None
 
-    def _sorted_anew(self, changed: list[Hashable]) -> bool:
-        """Whether the changed rows may stand elsewhere now."""
-        moved = False
-        if not self.sort_column:
-            return moved
-        sort = self._column(self.sort_column).sort
-        assert sort is not None, "only columns that sort are sorted by"
-        for name in changed:
-            value = sort(self._rows[name])
-            if name not in self._sort_keys or self._sort_keys[name] != value:
-                self._sort_keys[name] = value
-                moved = True
-        return moved
-
-    def _filtered_anew(self, changed: list[Hashable]) -> bool:
-        if not self.is_filtered:
-            return False
-        moved = False
-        for name in changed:
-            keeps = self._passes(self._rows[name])
-            moved = moved or self._kept.get(name) is not keeps
-            self._kept[name] = keeps
-        return moved
-
-    def _arrange(self, *, same_rows: bool = False) -> None:
-        """Order the rows anew and keep the cursor on its row.
-
-        Args:
-            same_rows: none came or went since the last time.
-        """
-        here = self._order[self._cursor] if self._order else None
-        names: list[Hashable]
-        if not self.sort_column:
-            names = list(self._rows)
-            if self.reversed:
-                names.reverse()
+    def _follow(self, here: Hashable | None) -> None:
+        """The order is another: keep the cursor on its row."""
+        order = self._model.order
+        if here is not None and self._model.shows(here):
+            self._cursor = order.index(here)
         else:
-            names = self._sorted(same_rows)
-        if self.is_filtered:
-            kept = self._kept
-            names = [name for name in names if kept.get(name)]
-        self._order = names
-        if here is not None and here in self._rows and (not self.is_filtered or self._kept.get(here)):
-            self._cursor = names.index(here)
-        else:
-            self._cursor = min(self._cursor, max(0, len(names) - 1))
+            self._cursor = min(self._cursor, max(0, len(order) - 1))
         self._fit_size()
-        if (self._order[self._cursor] if self._order else None) != here:
+        if self._here() != here:
             self.post_message(self.Moved(self))
-
-    def _sorted(self, same_rows: bool) -> list[Hashable]:
-        """All rows' keys; the former order is nearly right, which makes sorting cheap."""
-        sort = self._column(self.sort_column).sort
-        assert sort is not None, "only columns that sort are sorted by"
-        keys = self._sort_keys
-        if len(keys) != len(self._rows) or not keys.keys() >= self._rows.keys():
-            keys = self._sort_keys = {name: sort(row) for name, row in self._rows.items()}
-        whole = same_rows and not self.is_filtered and len(self._order) == len(self._rows)
-        before: Iterable[Hashable] = self._order if whole else self._rows
-        if not self._some_unknown:
-            try:
-                return sorted(before, key=keys.__getitem__, reverse=self.reversed)
-            except TypeError:  # None among them
-                self._some_unknown = True
-        known = [name for name in before if keys[name] is not None]
-        unknown = [name for name in before if keys[name] is None]
-        known.sort(key=keys.__getitem__, reverse=self.reversed)
-        return known + unknown
 
     # ---- drawing
 
@@ -338,24 +230,24 @@ class Table(Painted, Generic[R]):
 
     def draw(self, y: int, width: int) -> Strip:
         columns = self._columns_for(width)
-        whole = max(width, self._width_of(columns))
+        whole = max(width, width_of(columns))
         base = self.base
         if y == 0:
             strip = self._heading(columns, whole, base)
         else:
             place = y - 1 + self.scroll_offset.y
-            if place >= len(self._order):
+            if place >= len(self._model.order):
                 words = self.empty if place == 0 else ""
-                if place == 0 and self._rows:
-                    words = f"none of {len(self._rows):,} rows passes the filter"
+                if place == 0 and self._model.rows:
+                    words = f"none of {len(self._model.rows):,} rows passes the filter"
                 return self.ink.strip([("  " + words, "dim")], width, base)
-            strip = self._row(self._order[place], place, columns, whole, base)
+            strip = self._row(self._model.order[place], place, columns, whole, base)
         if whole == width:
             return strip
-        kept, left = self._width_of(columns[: self.frozen]), self.scroll_offset.x
+        kept, left = width_of(columns[: self.frozen]), self.scroll_offset.x
         return Strip.join([strip.crop(0, kept), strip.crop(kept + left, left + width)])
 
-    def _heading(self, columns: list[tuple[Column[R], int]], whole: int, base: Style) -> Strip:
+    def _heading(self, columns: Fitted[R], whole: int, base: Style) -> Strip:
         line: list[Piece] = [("  ", "head")]
         for column, width in columns:
             title = column.title
@@ -364,8 +256,8 @@ class Table(Painted, Generic[R]):
             line.append((fit(title, width, right=column.right) + " ", "head"))
         return self.ink.strip(line, whole, base)
 
-    def _row(self, name: Hashable, place: int, columns: list[tuple[Column[R], int]], whole: int, base: Style) -> Strip:
-        row = self._rows[name]
+    def _row(self, name: Hashable, place: int, columns: Fitted[R], whole: int, base: Style) -> Strip:
+        row = self._model.rows[name]
         here, marked = place == self._cursor, name in self.marks
         dim = self.is_dim or (self._stale is not None and self._stale(row, self.now_s))
         line: list[Piece] = [("▸" if here else " ", "accent"), ("*" if marked else " ", "warn")]
@@ -379,29 +271,11 @@ class Table(Painted, Generic[R]):
         over = self.ink.style("chosen" if self.has_focus else "bold") if here else None
         return self.ink.strip(line, whole, base, over)
 
-    def _columns_for(self, width: int) -> list[tuple[Column[R], int]]:
-        """The columns that fit, in their order, the growing one widened."""
-        if self._fitted_for == (width, self.is_wide):
-            return self._fitted
-        chosen = list(self.columns)
-        if not self.is_wide:
-            for column in sorted(self.columns, key=lambda c: -c.priority):
-                if self._least(chosen) <= width or len(chosen) == 1:
-                    break
-                chosen.remove(column)
-        spare = max(0, width - self._least(chosen))
-        growing = sum(column.grows for column in chosen)
-        self._fitted = [(c, c.width + (spare // growing if c.grows else 0)) for c in chosen]
-        self._fitted_for = (width, self.is_wide)
+    def _columns_for(self, width: int) -> Fitted[R]:
+        if self._fitted_for != (width, self.is_wide):
+            self._fitted = fit_columns(self.columns, width, everything=self.is_wide)
+            self._fitted_for = (width, self.is_wide)
         return self._fitted
-
-    @staticmethod
-    def _least(columns: list[Column[R]]) -> int:
-        return _GUTTER + sum(column.width + 1 for column in columns)
-
-    @staticmethod
-    def _width_of(columns: list[tuple[Column[R], int]]) -> int:
-        return _GUTTER + sum(width + 1 for _, width in columns)
 
     def refit(self) -> None:
         """The columns were replaced."""
@@ -413,9 +287,9 @@ class Table(Painted, Generic[R]):
 
     def _fit_size(self) -> None:
         width = self.size.width
-        whole = self._width_of(self._columns_for(width)) if width else 0
+        whole = width_of(self._columns_for(width)) if width else 0
         self.styles.overflow_x = "auto" if whole > width else "hidden"
-        size = Size(whole if whole > width else width, len(self._order) + 1)
+        size = Size(whole if whole > width else width, len(self._model.order) + 1)
         if self.virtual_size != size:
             self.virtual_size = size
             self._painted.clear()
@@ -423,7 +297,7 @@ class Table(Painted, Generic[R]):
     # ---- moving
 
     def _go(self, place: int) -> None:
-        place = min(max(place, 0), max(0, len(self._order) - 1))
+        place = min(max(place, 0), max(0, len(self._model.order) - 1))
         if place == self._cursor:
             return
         self._cursor = place
@@ -449,7 +323,7 @@ class Table(Painted, Generic[R]):
         self._go(0)
 
     def action_bottom(self) -> None:
-        self._go(len(self._order) - 1)
+        self._go(len(self._model.order) - 1)
 
     def action_across(self, by: int) -> None:
         self.scroll_to(x=max(0, self.scroll_offset.x + by), animate=False, immediate=True)
@@ -459,19 +333,19 @@ class Table(Painted, Generic[R]):
             self.post_message(self.Opened(self, row))
 
     def action_mark(self) -> None:
-        if self._order:
-            name = self._order[self._cursor]
+        if self._model.order:
+            name = self._model.order[self._cursor]
             self.marks ^= {name}
             self._anchor = name
             self._go(self._cursor + 1)
             self.repaint()
 
     def action_mark_range(self) -> None:
-        if not self._order:
+        if not self._model.order:
             return
         here = self._cursor
-        start = self._order.index(self._anchor) if self._anchor in self._order else here
-        self.marks |= set(self._order[min(start, here) : max(start, here) + 1])
+        start = self._model.order.index(self._anchor) if self._anchor in self._model.order else here
+        self.marks |= set(self._model.order[min(start, here) : max(start, here) + 1])
         self.repaint()
 
     def action_unmark(self) -> None:
@@ -493,7 +367,7 @@ class Table(Painted, Generic[R]):
 
     def on_click(self, event: events.Click) -> None:
         place = event.y - 1 + self.scroll_offset.y
-        if event.y > 0 and place < len(self._order):
+        if event.y > 0 and place < len(self._model.order):
             self._go(place)
             if event.chain > 1:
                 self.action_open()

@@ -9,9 +9,10 @@ import pytest
 from textual.app import App, ComposeResult
 from textual.pilot import Pilot
 
+from edgegen.monitor.columns import Column
 from edgegen.monitor.filters import Searchable, parse_filter
 from edgegen.monitor.ink import Ink
-from edgegen.monitor.table import Column, Table
+from edgegen.monitor.table import Table
 from edgegen.monitor.widgets.lines import changed_cells
 from tests.monitor.driving import text_of
 

@@ -10,12 +10,13 @@ from textual.binding import BindingType
 from textual.widget import Widget
 
 from edgegen.monitor import acting
+from edgegen.monitor.columns import Column
 from edgegen.monitor.filters import Searchable
 from edgegen.monitor.ink import Line, Piece
 from edgegen.monitor.keymap import key
 from edgegen.monitor.screens.view import Question, View
 from edgegen.monitor.shown import UNKNOWN, age, digest, moment, seconds, size
-from edgegen.monitor.table import Column, Table
+from edgegen.monitor.table import Table
 from edgegen.monitor.widgets.lines import Lines
 from edgegen.monitor.widgets.prompt import Prompt
 from edgegen.records.monitor import BundleRow

@@ -9,12 +9,13 @@ from typing import Any, ClassVar
 from textual.binding import BindingType
 from textual.widget import Widget
 
+from edgegen.monitor.columns import Column
 from edgegen.monitor.filters import Searchable
 from edgegen.monitor.ink import Piece
 from edgegen.monitor.keymap import key
 from edgegen.monitor.screens.view import Question, View
 from edgegen.monitor.shown import LEVEL_GLYPH, moment
-from edgegen.monitor.table import Column, Table
+from edgegen.monitor.table import Table
 from edgegen.records.monitor import AskEvents, EventRow
 
 RING = 5000

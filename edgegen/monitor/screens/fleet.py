@@ -9,6 +9,7 @@ from typing import ClassVar
 from textual.binding import BindingType
 from textual.widget import Widget
 
+from edgegen.monitor.columns import Column
 from edgegen.monitor.filters import Searchable
 from edgegen.monitor.ink import Line, Piece
 from edgegen.monitor.keymap import key
@@ -24,7 +25,7 @@ from edgegen.monitor.shown import (
     seconds,
     size,
 )
-from edgegen.monitor.table import Column, Table
+from edgegen.monitor.table import Table
 from edgegen.monitor.widgets.spark import spark
 from edgegen.records.monitor import SPARK_CELLS, Alert, DeviceRow, FleetView, State, Verdict
 

@@ -10,6 +10,7 @@ from textual import events
 from textual.binding import BindingType
 from textual.widget import Widget
 
+from edgegen.monitor.columns import Column
 from edgegen.monitor.filters import Searchable
 from edgegen.monitor.ink import Line, Piece
 from edgegen.monitor.keymap import key
@@ -17,7 +18,7 @@ from edgegen.monitor.plain import fold
 from edgegen.monitor.screens.comparison import Pair, comparison_lines, pairs_of
 from edgegen.monitor.screens.view import Question, View
 from edgegen.monitor.shown import UNKNOWN, age, clock, moment, number, seconds
-from edgegen.monitor.table import Column, Table
+from edgegen.monitor.table import Table
 from edgegen.monitor.widgets.lines import Lines
 from edgegen.records.monitor import AskComparison, AskOutputs, CanaryRow, OutputRow
 

@@ -12,13 +12,14 @@ from textual.binding import BindingType
 from textual.widget import Widget
 
 from edgegen.monitor import acting
+from edgegen.monitor.columns import Column
 from edgegen.monitor.filters import Searchable
 from edgegen.monitor.ink import Line, Piece, fit
 from edgegen.monitor.keymap import key
 from edgegen.monitor.plain import plain
 from edgegen.monitor.screens.view import Question, View
 from edgegen.monitor.shown import VERDICT_GLYPH, age, clock, number, percent
-from edgegen.monitor.table import Column, Table
+from edgegen.monitor.table import Table
 from edgegen.monitor.widgets.lines import Lines
 from edgegen.records.deployment import ActionState, ActionView, Rollout, RolloutState, Wave
 from edgegen.records.monitor import DriftCell
