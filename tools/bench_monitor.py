@@ -31,8 +31,9 @@ import msgspec
 import psutil
 from textual.drivers.headless_driver import HeadlessDriver
 
-from edgegen.monitor.app import TICK_S, MonitorApp
+from edgegen.monitor.asking import TICK_S
 from edgegen.monitor.mock import MockSource
+from edgegen.monitor.monitor_app import MonitorApp
 from edgegen.records.monitor import Ask, DeviceRow, FleetView
 
 MOST_CPU_MS = 25.0

@@ -23,8 +23,8 @@ os.environ["TZ"] = "UTC"
 os.environ.update(COLORTERM="truecolor", TERM="xterm-256color", TEXTUAL_ANIMATIONS="none")
 os.environ.pop("NO_COLOR", None)
 
-from edgegen.monitor.app import MonitorApp  # noqa: E402 - after the environment it reads
 from edgegen.monitor.mock import MockSource  # noqa: E402
+from edgegen.monitor.monitor_app import MonitorApp  # noqa: E402 - after the environment it reads
 
 FOLDER = ROOT / "examples" / "pictures"
 SIZE = (112, 30)

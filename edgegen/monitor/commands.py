@@ -11,7 +11,7 @@ from edgegen.errors import ConfigError
 from edgegen.monitor.times import parse_length, parse_moment
 
 if TYPE_CHECKING:
-    from edgegen.monitor.app import MonitorApp
+    from edgegen.monitor.monitor_app import MonitorApp
 
 Run = Callable[["MonitorApp", list[str]], None]
 Words = Callable[["MonitorApp"], list[str]]

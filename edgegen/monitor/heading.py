@@ -13,12 +13,12 @@ from edgegen.monitor.widgets.bars import joined
 from edgegen.records.monitor import State
 
 if TYPE_CHECKING:
-    from edgegen.monitor.app import MonitorApp
+    from edgegen.monitor.asking import AskingApp
 
 _TABS = ("fleet", "device", "outputs", "rollouts", "drift", "events", "bundles")
 
 
-def top_lines(app: MonitorApp, width: int) -> Sequence[Line]:
+def top_lines(app: AskingApp, width: int) -> Sequence[Line]:
     """Tabs; the fleet; then only where there is something: filter and marks, a failing source, the screen's own."""
     view = app.view
     if view is None:
@@ -40,7 +40,7 @@ def top_lines(app: MonitorApp, width: int) -> Sequence[Line]:
     return [*lines, *view.side_lines(width)]
 
 
-def _tabs(app: MonitorApp, view: View, width: int) -> Line:
+def _tabs(app: AskingApp, view: View, width: int) -> Line:
     line: list[Piece] = []
     long = width >= 76
     for place, name in enumerate(_TABS, 1):
@@ -54,7 +54,7 @@ def _tabs(app: MonitorApp, view: View, width: int) -> Line:
     return line
 
 
-def _fleet(app: MonitorApp, width: int) -> Line:
+def _fleet(app: AskingApp, width: int) -> Line:
     fleet = app.fleet
     mode: list[Piece] = [("RW", "warn bold")] if app.may_write else [("RO", "dim")]
     sight = app.sight
@@ -91,7 +91,7 @@ def _states(counts: dict[State, int]) -> list[Piece]:
     return line
 
 
-def _status(app: MonitorApp, view: View) -> Line:
+def _status(app: AskingApp, view: View) -> Line:
     table = view.table
     words = list(view.status())
     if view.filter_words and table is not None:
@@ -101,7 +101,7 @@ def _status(app: MonitorApp, view: View) -> Line:
     return [(" " + "   ".join(words), "accent")] if words else []
 
 
-def foot_lines(app: MonitorApp, width: int) -> Sequence[Line]:
+def foot_lines(app: AskingApp, width: int) -> Sequence[Line]:
     """What was said, or the keys that matter here."""
     words, role = app.said
     if words:

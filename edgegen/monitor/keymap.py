@@ -57,8 +57,8 @@ def load_keymap(path: Path | None = None) -> dict[str, str]:
     Raises:
         ConfigError: not TOML, an unknown name or key, or one key twice in one place.
     """
-    import edgegen.monitor.app
-    import edgegen.monitor.compression  # noqa: F401 - both declare what the file may name
+    import edgegen.monitor.compression
+    import edgegen.monitor.monitor_app  # noqa: F401 - both declare what the file may name
 
     explicit = path is not None
     path = path or user_folder() / KEYS_FILE

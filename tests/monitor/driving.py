@@ -12,8 +12,8 @@ from textual.app import App
 from textual.pilot import Pilot
 from textual.widgets import Input
 
-from edgegen.monitor.app import MonitorApp
 from edgegen.monitor.mock import MockSource
+from edgegen.monitor.monitor_app import MonitorApp
 from edgegen.monitor.source import Source
 
 BEGUN_S = 1_780_000_000.0

@@ -13,8 +13,8 @@ import pytest
 from textual.widgets import Input
 
 from edgegen.errors import ConfigError
-from edgegen.monitor.app import MonitorApp
 from edgegen.monitor.keymap import known_keys, load_keymap, shown_key
+from edgegen.monitor.monitor_app import MonitorApp
 from edgegen.monitor.screens.confirm import ConfirmScreen
 from edgegen.monitor.screens.help import HelpScreen, live_keys
 from edgegen.monitor.screens.view import View

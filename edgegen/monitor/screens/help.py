@@ -14,7 +14,7 @@ from edgegen.monitor.keymap import key, shown_key
 from edgegen.monitor.widgets.lines import Lines
 
 if TYPE_CHECKING:
-    from edgegen.monitor.app import MonitorApp
+    from edgegen.monitor.monitor_app import MonitorApp
 
 _WORDS = {"app": "Everywhere", "table": "In tables", "lines": "In texts", "prompt": "While typing"}
 

@@ -16,7 +16,7 @@ from edgegen.monitor.widgets.bars import Bar
 from edgegen.monitor.widgets.prompt import Prompt
 
 if TYPE_CHECKING:
-    from edgegen.monitor.app import MonitorApp
+    from edgegen.monitor.monitor_app import MonitorApp
 
 Question = Callable[[], Any]
 
