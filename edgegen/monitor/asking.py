@@ -278,6 +278,10 @@ class AskingApp(App[int]):
         if self.view is not None and self.view.is_ready:
             self.view.query_one("#foot", Bar).tick()
 
+    def hush(self) -> None:
+        """What was said was about another screen."""
+        self._said = (0.0, "", "")
+
     @property
     def said(self) -> tuple[str, str]:
         """What the bottom line says now, and its role."""

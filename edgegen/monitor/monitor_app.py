@@ -81,6 +81,8 @@ class MonitorApp(AskingApp):
         before = self.view
         if before is not None and before.is_ready and before.query_one(Prompt).is_open:
             before.query_one(Prompt).shut()
+        if before is not view:
+            self.hush()
         view.enter(**what)
         view.is_asked_again = True
         if before is None:

@@ -93,6 +93,11 @@ def moment(at_s: float | None) -> str:
     return UNKNOWN if at_s is None else _local(at_s, "%Y-%m-%d %H:%M:%S")
 
 
+def day(at_s: float | None) -> str:
+    """Date without the year, and time."""
+    return UNKNOWN if at_s is None else _local(at_s, "%m-%d %H:%M:%S")
+
+
 def window(seconds_: float) -> str:
     """`5m`, `1h`, `24h`, `7d`."""
     if seconds_ >= 2 * 86400 and seconds_ % 86400 == 0:

@@ -174,6 +174,7 @@ class Table(Painted, Generic[R]):
         here = self._here()
         self._model.filter(wanted, faults_only=faults_only)
         self._follow(here)
+        self._scroll_to_cursor()
         self.repaint()
 
     def sort_by(self, name: str, reverse: bool | None = None) -> None:
@@ -188,6 +189,7 @@ class Table(Painted, Generic[R]):
         self.reversed = (column.falls if column else False) if reverse is None else reverse
         self._model.sort(column.sort if column else None, reverse=self.reversed)
         self._follow(here)
+        self._scroll_to_cursor()
         self.redraw()
 
     def select(self, name: Hashable) -> bool:
@@ -196,6 +198,20 @@ class Table(Painted, Generic[R]):
             return False
         self._go(self._model.order.index(name))
         return True
+
+    def seek(self, wanted: Callable[[R], bool], by: int) -> bool:
+        """Put the cursor on the next row that is wanted, down (1) or up (-1), and on from the other end.
+
+        Returns:
+            Whether there is one, other than the row under the cursor.
+        """
+        rows, whole = self.rows, len(self.rows)
+        for step in range(1, whole):
+            place = (self._cursor + by * step) % whole
+            if wanted(rows[place]):
+                self._go(place)
+                return True
+        return False
 
     def _column(self, name: str) -> Column[R]:
         return next(column for column in self.columns if column.name == name)

@@ -489,6 +489,22 @@ def test_old_and_new_release_beside_each_other() -> None:
 
 
 @pytest.mark.slow
+def test_screens_keep_their_shape_whatever_was_seen_before() -> None:
+    """A screen's style rules hold in the whole app unless they name it."""
+
+    async def test(it: Driven) -> None:
+        shapes: list[dict[str, list[int]]] = [{}, {}]
+        for shape, order in zip(shapes, ("1234567", "7654321"), strict=True):
+            for number in order:
+                await it.press(number)
+                await it.tick()
+                shape[number] = [widget.size.height for widget in it.view.query("#main, #detail")]
+        assert shapes[0] == shapes[1]
+
+    drive(test)
+
+
+@pytest.mark.slow
 def test_resize_while_drawing() -> None:
     async def test(it: Driven) -> None:
         for number in "1234567":

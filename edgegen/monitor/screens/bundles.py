@@ -64,7 +64,7 @@ class BundlesView(View):
     NAME = "bundles"
     TITLE_WORDS = "Bundles: signed releases"
     LABELS = ("release", "kind", "target", "signed")
-    CSS = "#detail { height: 8; border-top: solid $primary; }"
+    CSS = "BundlesView #detail { height: 40%; max-height: 8; border-top: solid $primary; }"
     BINDINGS: ClassVar[list[BindingType]] = [
         key("bundles.devices", "o", "devices", "Devices that run it", show="devices"),
         key("bundles.deploy", "U", "deploy", "ACTS: bring it to a group", show="deploy"),

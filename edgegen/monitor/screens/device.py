@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import ClassVar
 
+from rich.cells import cell_len
 from textual import events
 from textual.binding import BindingType
 from textual.widget import Widget
@@ -149,7 +150,7 @@ def _raw(detail: DeviceDetail) -> list[Line]:
 
 def _lines(detail: DeviceDetail, width: int, now_s: float) -> list[Line]:
     row = detail.row
-    lines: list[Line] = [*_identity(detail, now_s), []]
+    lines: list[Line] = [*_identity(detail, width, now_s), []]
     lines += _plots(detail.series, width)
     if detail.canaries:
         lines += [[], [(" Golden prompts", "head"), ("  asked again on the device", "dim")]]
@@ -179,10 +180,12 @@ def _spool(row: DeviceRow) -> list[Piece]:
     return [*pieces, (f"  free {size(row.free_bytes)}", "dim")]
 
 
-def _identity(detail: DeviceDetail, now_s: float) -> list[Line]:
+def _identity(detail: DeviceDetail, width: int, now_s: float) -> list[Line]:
     row = detail.row
     glyph, role = STATE_GLYPH[row.state]
     seen = UNKNOWN if row.seen_s is None else age(now_s - row.seen_s) + " ago"
+    mark, judged = VERDICT_GLYPH[row.drift] if row.drift is not None else (UNKNOWN, "dim")
+    known = detail.attributes
     lines: list[Line] = [
         [
             (f" {glyph} ", role),
@@ -193,42 +196,36 @@ def _identity(detail: DeviceDetail, now_s: float) -> list[Line]:
             (row.group, ""),
             ("  seen ", "dim"),
             (seen, ""),
-        ],
-        [
-            ("   ", ""),
-            (row.kind or UNKNOWN, ""),
-            ("  arch ", "dim"),
-            (detail.attributes.get("arch", UNKNOWN), ""),
-            ("  runtime ", "dim"),
-            (detail.attributes.get("runtimes", UNKNOWN), ""),
-            ("  agent ", "dim"),
-            (detail.attributes.get("agent", UNKNOWN), ""),
-        ],
-        [
-            ("   runs ", "dim"),
-            (row.label or UNKNOWN, "bold"),
-            (" " + digest(row.release), "dim"),
-            ("  before ", "dim"),
-            (detail.previous_label or UNKNOWN, ""),
-            ("  update ", "dim"),
-            (row.phase or "none", "accent" if row.phase else ""),
-        ],
-    ]
-    verdict = VERDICT_GLYPH.get(row.drift, (UNKNOWN, "dim")) if row.drift is not None else (UNKNOWN, "dim")
-    lines.append(
-        [
-            (f"   {row.generations:,} answers", ""),
-            ("  errors ", "dim"),
-            (percent(row.error_fraction), ""),
-            ("  first token p95 ", "dim"),
-            (seconds(row.ttft_p95_s), ""),
-            ("  good/bad ", "dim"),
-            (f"+{row.thumbs_up} -{row.thumbs_down}", ""),
-            ("  drift ", "dim"),
-            (f"{verdict[0]} {row.drift or ''}", verdict[1]),
-            ("  privacy ", "dim"),
-            (row.privacy.upper() or UNKNOWN, ""),
         ]
+    ]
+    lines += _flowed(
+        [
+            ("", row.kind or UNKNOWN, ""),
+            ("arch ", known.get("arch", UNKNOWN), ""),
+            ("runtime ", known.get("runtimes", UNKNOWN), ""),
+            ("agent ", known.get("agent", UNKNOWN), ""),
+        ],
+        width,
+    )
+    lines += _flowed(
+        [
+            ("runs ", row.label or UNKNOWN, "bold"),
+            ("", digest(row.release), "dim"),
+            ("before ", detail.previous_label or UNKNOWN, ""),
+            ("update ", row.phase or "none", "accent" if row.phase else ""),
+        ],
+        width,
+    )
+    lines += _flowed(
+        [
+            ("answers ", f"{row.generations:,}", ""),
+            ("errors ", percent(row.error_fraction), ""),
+            ("first token p95 ", seconds(row.ttft_p95_s), ""),
+            ("good/bad ", f"+{row.thumbs_up} -{row.thumbs_down}", ""),
+            ("drift ", f"{mark} {row.drift or ''}".rstrip(), judged),
+            ("privacy ", row.privacy.upper() or UNKNOWN, ""),
+        ],
+        width,
     )
     if row.clock_skew_s is not None and abs(row.clock_skew_s) > 60:
         way = "behind" if row.clock_skew_s < 0 else "ahead"
@@ -236,6 +233,20 @@ def _identity(detail: DeviceDetail, now_s: float) -> list[Line]:
     if detail.fault:
         lines.append([("   ▲ ", "bad"), (f"fault: {detail.fault}", "bad")])
     return lines
+
+
+def _flowed(facts: Sequence[tuple[str, str, str]], width: int) -> list[Line]:
+    """Names, values and roles in as many lines as they need."""
+    lines: list[list[Piece]] = [[("   ", "")]]
+    used = 3
+    for name, value, role in facts:
+        cells = cell_len(plain(name)) + cell_len(plain(value)) + 2
+        if used > 3 and used + cells > width:
+            lines.append([("   ", "")])
+            used = 3
+        lines[-1] += [(name, "dim"), (value, role), ("  ", "")]
+        used += cells
+    return list(lines)
 
 
 def _canary(one: CanaryRow, now_s: float) -> Line:

@@ -145,7 +145,10 @@ class DriftView(View):
 
     NAME = "drift"
     TITLE_WORDS = "Drift: what changed against the packed release"
-    CSS = "#main { height: auto; max-height: 60%; min-height: 3; } #detail { height: 1fr; border-top: solid $primary; }"
+    CSS = """
+    DriftView #main { height: auto; max-height: 60%; min-height: 3; }
+    DriftView #detail { height: 1fr; border-top: solid $primary; }
+    """
     BINDINGS: ClassVar[list[BindingType]] = [
         key("drift.text", "tab", "other", "To the lower part and back"),
         key("drift.devices", "o", "devices", "Devices of the group"),

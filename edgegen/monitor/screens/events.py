@@ -14,7 +14,7 @@ from edgegen.monitor.filters import Searchable
 from edgegen.monitor.ink import Piece
 from edgegen.monitor.keymap import key
 from edgegen.monitor.screens.view import Question, View
-from edgegen.monitor.shown import LEVEL_GLYPH, moment
+from edgegen.monitor.shown import LEVEL_GLYPH, day
 from edgegen.monitor.table import Table
 from edgegen.records.monitor import AskEvents, EventRow
 
@@ -28,12 +28,12 @@ def _level(row: EventRow, now_s: float) -> Piece:
 
 
 COLUMNS: tuple[Column[EventRow], ...] = (
-    Column("time", "TIME", 19, 1, lambda r, n: (moment(r.at_s), "dim"), lambda r: r.at_s),
+    Column("time", "TIME", 14, 1, lambda r, n: (day(r.at_s), "dim"), lambda r: r.at_s),
     Column("level", "LEVEL", 9, 1, _level, lambda r: r.level),
     Column("what", "WHAT", 18, 1, lambda r, n: (r.what, "bold"), lambda r: r.what),
-    Column("device", "DEVICE", 16, 2, lambda r, n: (r.device, ""), lambda r: r.device or None),
+    Column("device", "DEVICE", 14, 2, lambda r, n: (r.device, ""), lambda r: r.device or None),
     Column("group", "GROUP", 16, 4, lambda r, n: (r.group, "dim"), lambda r: r.group or None),
-    Column("detail", "DETAIL", 10, 3, lambda r, n: (r.detail, ""), None, grows=True),
+    Column("detail", "DETAIL", 14, 3, lambda r, n: (r.detail, ""), None, grows=True),
 )
 
 
@@ -105,6 +105,7 @@ class EventsView(View):
         self._held_rows.clear()
         self._cursor = 0
         self.has_shown = False
+        self.follows = True
         if self.is_ready:
             self.table.update_rows((), self.monitor.now_s)
 
@@ -162,12 +163,7 @@ class EventsView(View):
 
     def action_wrong(self, by: int) -> None:
         """To the next row that is an error."""
-        rows = self.table.rows
-        place = self.table.cursor + by
-        while 0 <= place < len(rows):
-            if rows[place].level == "error":
-                self.follows = False
-                self.table.select(rows[place].cursor)
-                return
-            place += by
-        self.monitor.say("no error further on" if by > 0 else "no error before this one")
+        if self.table.seek(lambda row: row.level == "error", by):
+            self.follows = False
+        else:
+            self.monitor.say("no other error here")

@@ -48,8 +48,8 @@ COLUMNS: tuple[Column[OutputRow], ...] = (
     Column("late", "", 1, 8, lambda r, n: ("⏲", "dim") if r.late else (" ", ""), None),
     Column("device", "DEVICE", 13, 1, lambda r, n: (r.device, "bold"), lambda r: r.device),
     Column("release", "RELEASE", 18, 5, lambda r, n: (r.label or UNKNOWN, "dim"), lambda r: r.label),
-    Column("in", "IN", 4, 6, lambda r, n: (number(r.prompt_tokens), ""), lambda r: r.prompt_tokens, True, falls=True),
-    Column("out", "OUT", 4, 4, lambda r, n: (number(r.answer_tokens), ""), lambda r: r.answer_tokens, True, falls=True),
+    Column("in", "IN", 5, 6, lambda r, n: (number(r.prompt_tokens), ""), lambda r: r.prompt_tokens, True, falls=True),
+    Column("out", "OUT", 5, 4, lambda r, n: (number(r.answer_tokens), ""), lambda r: r.answer_tokens, True, falls=True),
     Column("ttft", "TTFT", 6, 5, lambda r, n: (seconds(r.ttft_s), ""), lambda r: r.ttft_s, True, falls=True),
     Column(
         "speed", "TOK/S", 5, 4, lambda r, n: (number(r.tokens_per_s), ""), lambda r: r.tokens_per_s, True, falls=True
@@ -77,7 +77,11 @@ class OutputsView(View):
     NAME = "outputs"
     TITLE_WORDS = "Outputs: what devices answer"
     LABELS = ("device", "release", "stop", "flag", "level")
-    CSS = "#detail { height: 9; border-top: solid $primary; } #detail.tall { height: 2fr; }"
+    # Textual applies a screen's rules to the whole app, so each names its screen.
+    CSS = """
+    OutputsView #detail { height: 40%; max-height: 10; border-top: solid $primary; }
+    OutputsView #detail.tall { height: 2fr; max-height: 100%; }
+    """
     BINDINGS: ClassVar[list[BindingType]] = [
         key("outputs.follow", "f", "follow", "Follow the newest, or stay", show="follow"),
         key("outputs.next", "n", "flagged(1)", "Next flagged", show="next flag"),
@@ -159,6 +163,7 @@ class OutputsView(View):
         self._held_rows.clear()
         self._cursor = 0
         self.has_shown = False
+        self.follows = True
         if self.is_ready:
             self.table.update_rows((), self.monitor.now_s)
 
@@ -264,15 +269,10 @@ class OutputsView(View):
 
     def action_flagged(self, by: int) -> None:
         """To the next row with a flag or a bad rating."""
-        rows = self.table.rows
-        place = self.table.cursor + by
-        while 0 <= place < len(rows):
-            if rows[place].flags or rows[place].rating < 0:
-                self.follows = False
-                self.table.select(rows[place].cursor)
-                return
-            place += by
-        self.monitor.say("no flagged answer further on" if by > 0 else "no flagged answer before this one")
+        if self.table.seek(lambda row: bool(row.flags) or row.rating < 0, by):
+            self.follows = False
+        else:
+            self.monitor.say("no other flagged answer here")
 
     def action_compare(self) -> None:
         if self.leave():
@@ -317,11 +317,11 @@ def output_lines(row: OutputRow, width: int, now_s: float, *, masked: bool) -> l
         [
             (" " + moment(row.at_s), "dim"),
             ("  " + row.device, "bold"),
+            ("  ⚑ " + " ".join(row.flags) if row.flags else "", "warn"),
             (f"  {row.label or UNKNOWN}", ""),
             (f"  {row.prompt_tokens}→{row.answer_tokens} tokens", ""),
             (f"  first {seconds(row.ttft_s)}, {number(row.tokens_per_s)} tok/s", ""),
             (f"  {row.stop}", _STOP.get(row.stop, "")),
-            ("  ⚑ " + " ".join(row.flags) if row.flags else "", "warn"),
             (f"  came late, {age(now_s - row.at_s)} old" if row.late else "", "dim"),
         ]
     ]

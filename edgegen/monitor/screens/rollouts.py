@@ -109,7 +109,7 @@ class RolloutsView(View):
     NAME = "rollouts"
     TITLE_WORDS = "Rollouts: releases on their way"
     LABELS = ("group", "state", "release", "kind")
-    CSS = "#detail { height: 2fr; border-top: solid $primary; }"
+    CSS = "RolloutsView #detail { height: 2fr; border-top: solid $primary; }"
     BINDINGS: ClassVar[list[BindingType]] = [
         key("rollouts.devices", "d", "devices", "Its devices, or its waves", show="devices"),
         key("rollouts.text", "tab", "other", "To the lower part and back"),
