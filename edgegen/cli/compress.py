@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import typer
 
 from edgegen.cli import options
-from edgegen.cli.render import progress, say_learned, write_json
+from edgegen.cli.render import EVENTS_VARIABLE, progress, say_learned, write_json
+from edgegen.errors import UnsupportedError
 from edgegen.records.bakeoff import BakeOff
 
 
@@ -28,6 +30,7 @@ def compress(
     vocab: options.Vocab = "auto",
     keep_tokens: options.KeepTokens = None,
     litertlm: options.LiteRtLm = False,
+    tui: options.Tui = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -52,6 +55,8 @@ def compress(
     )
     arguments["litertlm"] = litertlm
     targets = options.targets_of(target)
+    if tui and (code := _on_screens(Path(out), targets)) is not None:
+        raise typer.Exit(code)
     say_learned(profile, quiet)
     if len(targets) > 1:
         with progress(quiet) as notify:
@@ -65,6 +70,26 @@ def compress(
 
         result = pipeline.compress(model, target=targets[0], **arguments, notify=notify)
     show_result(result.report, result.plan, out=out, json=json)
+
+
+def _on_screens(out: Path, targets: tuple[str, ...]) -> int | None:
+    """Run the same command as a child whose progress is shown.
+
+    Returns:
+        Its exit code; None where there can be no screens, which is said: the run then goes on without them.
+    """
+    from edgegen.monitor.terminal import is_terminal, prepare_terminal
+
+    try:
+        if not is_terminal():
+            raise UnsupportedError("--tui needs a terminal")
+        prepare_terminal()
+    except UnsupportedError as error:
+        sys.stderr.write(f"edgegen: {error}; going on without screens. {error.hint}".rstrip() + "\n")
+        return None
+    from edgegen.monitor.compression import show_compression
+
+    return show_compression([word for word in sys.argv[1:] if word != "--tui"], out, targets, EVENTS_VARIABLE)
 
 
 def show_comparison(found: BakeOff, *, out: str, json: bool) -> None:

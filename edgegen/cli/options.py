@@ -57,6 +57,7 @@ KeepTokens = Annotated[
 LiteRtLm = Annotated[
     bool, typer.Option("--litertlm", help="Also pack the LiteRT artifact as model.litertlm, for LiteRT-LM.")
 ]
+Tui = Annotated[bool, typer.Option("--tui", help="Show the run on screens of its own: stages, plan, trade-off, log.")]
 Runtime = Annotated[str, typer.Option("--runtime", help="One that runs the target; else the first installed one.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]

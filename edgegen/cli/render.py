@@ -5,23 +5,18 @@ Progress and talk go to stderr, so that stdout can be piped. Bars appear only wh
 
 from __future__ import annotations
 
+import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
-from edgegen.errors import EdgegenError
+from edgegen.errors import ConfigError, EdgegenError
+from edgegen.sdk.stage_words import stage_words
 
-_WORDS = {
-    "measure": "Measuring what each grid costs",
-    "plan": "Planning",
-    "compress": "Rounding weights",
-    "export": "Writing the artifact",
-    "reference": "Asking the original",
-    "verify": "Verifying on the runtime",
-    "compare": "Comparing targets",
-    "bench": "Measuring speed",
-}
+EVENTS_VARIABLE = "EDGEGEN_EVENTS_FD"
+"""Number of an open file that takes progress as lines of JSON, `[stage, state, done, total]`; `--tui` sets it."""
 
 
 def fail(error: EdgegenError, exit_code: int | None = None) -> NoReturn:
@@ -34,7 +29,13 @@ def fail(error: EdgegenError, exit_code: int | None = None) -> NoReturn:
 
 @contextmanager
 def progress(quiet: bool) -> Iterator[Any]:
-    """A `notify` for the pipeline: a bar a stage on a terminal, a line a stage elsewhere, nothing when quiet."""
+    """A `notify` for the pipeline: a bar a stage on a terminal, a line a stage elsewhere, nothing when quiet.
+
+    Where a screen started this process (`EVENTS_VARIABLE`), it gets the events instead.
+    """
+    if descriptor := os.environ.pop(EVENTS_VARIABLE, ""):
+        yield lambda *event: _send(descriptor, event)
+        return
     if quiet:
         yield lambda *event: None
         return
@@ -62,7 +63,7 @@ def progress(quiet: bool) -> Iterator[Any]:
     tasks: dict[str, Any] = {}
 
     def notify(stage: str, state: str, done: int, total: int) -> None:
-        words = _words(stage)
+        words = stage_words(stage)
         if stage not in tasks:
             tasks[stage] = bars.add_task(words, total=None)
         if state == "running":
@@ -98,16 +99,19 @@ def training_progress(quiet: bool, words: str) -> Iterator[Any]:
         yield lambda done, steps, text: bars.update(task, completed=done, total=steps, description=text)
 
 
-def _words(stage: str) -> str:
-    """A stage in words; `onnx/plan` is the one of a target among several."""
-    target, _, name = stage.rpartition("/")
-    words = _WORDS.get(name, name)
-    return f"{target}: {words}" if target else words
+def _send(descriptor: str, event: tuple[str, str, int, int]) -> None:
+    """One event to the screen. If that is gone the run stops as by Ctrl-C: nobody watches, and it can go on later."""
+    try:
+        os.write(int(descriptor), json.dumps(event).encode() + b"\n")
+    except BrokenPipeError as error:
+        raise KeyboardInterrupt from error
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{EVENTS_VARIABLE}={descriptor[:20]} is no open file", hint="Only --tui sets it.") from error
 
 
 def _lines(stage: str, state: str, done: int, total: int) -> None:
     if state in ("started", "skipped"):
-        words = _words(stage)
+        words = stage_words(stage)
         sys.stderr.write(f"{words}{' (done before)' if state == 'skipped' else ' …'}\n")
 
 

@@ -1,0 +1,1 @@
+"""Parts that screens are made of, each drawn line by line."""

@@ -1,0 +1,23 @@
+"""The stages in words, for every front end; `onnx/plan` is the one of a target among several."""
+
+from __future__ import annotations
+
+STAGE_WORDS = {
+    "measure": "Measuring what each grid costs",
+    "plan": "Planning",
+    "compress": "Rounding weights",
+    "export": "Writing the artifact",
+    "reference": "Asking the original",
+    "verify": "Verifying on the runtime",
+    "compare": "Comparing targets",
+    "bench": "Measuring speed",
+}
+CHAIN = ("measure", "plan", "compress", "export", "reference", "verify")
+"""Of a compression, in order."""
+
+
+def stage_words(stage: str) -> str:
+    """A stage's name as a sentence's beginning."""
+    target, _, name = stage.rpartition("/")
+    words = STAGE_WORDS.get(name, name)
+    return f"{target}: {words}" if target else words
