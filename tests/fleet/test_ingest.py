@@ -233,10 +233,9 @@ def test_what_is_no_batch_fails_whole(fleet: Desk) -> None:
 
 
 def test_a_batch_is_whole_or_not_there(fleet: Desk) -> None:
-    with pytest.raises(ZeroDivisionError):
-        with fleet.database.transaction() as tx:
-            incoming = read_batch(batch_of([_say(1)], stream=STREAM))
-            take(tx, fleet.now_s, tx.rows("SELECT * FROM devices LIMIT 1")[0], incoming)
-            raise ZeroDivisionError
+    with pytest.raises(ZeroDivisionError), fleet.database.transaction() as tx:
+        incoming = read_batch(batch_of([_say(1)], stream=STREAM))
+        take(tx, fleet.now_s, tx.rows("SELECT * FROM devices LIMIT 1")[0], incoming)
+        raise ZeroDivisionError
     assert not _rows(fleet, "SELECT cursor FROM generations")
     assert _take(fleet, _say(1)).stored == 1
