@@ -110,7 +110,7 @@ def _fault(message: str) -> Fault:
     """Which kind a decoder's message is."""
     if message.endswith("`$.item.kind`") or "required field `kind`" in message:
         return Fault.KIND
-    if "out of range" in message or " >= " in message or " <= " in message:
+    if any(mark in message for mark in ("out of range", " >= ", " <= ", " of length ")):
         return Fault.RANGE
     return Fault.TYPE
 

@@ -204,4 +204,5 @@ def _shrink(tx: Transaction) -> None:
         return
     (pages,), (free,) = tx.rows("PRAGMA page_count"), tx.rows("PRAGMA freelist_count")
     if free["freelist_count"] > max(_PAGES, _FREE_FRACTION * pages["page_count"]):
-        tx.rows(f"PRAGMA incremental_vacuum({_PAGES})")
+        for _ in range(_PAGES):  # Python's driver takes one step of it, which is one page
+            tx.run("PRAGMA incremental_vacuum")
