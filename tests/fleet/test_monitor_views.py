@@ -332,6 +332,10 @@ def test_hard_prompts_as_far_as_privacy_goes(desk: Desk, reports: Reports) -> No
     assert "low confidence" in raised.value.hint
 
 
+def _seen(desk: Desk, device: str) -> None:
+    desk.run(lambda tx: tx.run("UPDATE devices SET seen_s = ? WHERE device = ?", desk.now_s, device))
+
+
 class _Drift:
     """What the package of drift gives, from a test."""
 
@@ -362,9 +366,22 @@ def test_drift_degrades_those_that_run_the_release_and_marks_answers(
     monkeypatch.setattr(drift, "_package", lambda module="cells": found if module == "cells" else None)
     reports.device("a", release=digest)
     reports.state("a", release=digest)
+    reports.add("health", "a", release=digest)
     reports.device("b", release="sha256:other")
     rows = {row.device: (row.state, row.why, row.drift) for row in desk.do("monitor-fleet").devices}
     assert rows == {"a": (State.DEGRADED, "drift", Verdict.DRIFT), "b": (State.ONLINE, "", None)}
+    found.cells = ()
+    desk.now_s += 299
+    assert _row(desk, "a").drift is Verdict.DRIFT  # it is looked at every five minutes
+    desk.now_s += 1
+    _seen(desk, "a")
+    assert (_row(desk, "a").drift, _row(desk, "a").state) == (None, State.ONLINE)
+    assert _row(desk, "a", until_s=NOW + 200).drift is Verdict.DRIFT
+    events = desk.do("monitor-events", group="kitchen")
+    words = [(event.what, event.detail) for event in events if event.what.startswith("drift")]
+    assert words == [("drift", "kitchen@1.0.0: prompt_tokens"), ("drift-over", "kitchen@1.0.0: prompt_tokens")]
+    found.cells = (_cell(digest, Verdict.DRIFT), _cell(digest, Verdict.OK, "answer_tokens"))
+    desk.now_s += 300
     assert len(desk.do("monitor-drift", group="kitchen")) == 2 and desk.do("monitor-drift", group="hall") == ()
     detail = desk.do("monitor-device", device="a")
     assert detail.fault == "data: prompts moved" and detail.row.drift is Verdict.DRIFT

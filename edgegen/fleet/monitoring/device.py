@@ -38,9 +38,6 @@ def read_device(tx: Transaction, now_s: float, ask: Ask, site: Path | None) -> D
     if not rows:
         raise ConfigError(f"there is no device {ask.device[:64]!r}", hint="See `edgegen fleet devices`.")
     row = rows[0]
-    if not ask.group:  # the verdict is that of its group, which was not known before
-        moment = moment_of(tx, now_s, msgspec.structs.replace(ask, group=row.group))
-        row = read_rows(tx, moment, Ask(window_s=ask.window_s, until_s=ask.until_s, device=ask.device))[0]
     attributes = tx.rows("SELECT attributes FROM devices WHERE device = ?", ask.device)[0]["attributes"]
     previous = previous_release(tx, ask.device, row.release)
     return DeviceDetail(

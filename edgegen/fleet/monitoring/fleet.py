@@ -15,10 +15,10 @@ import msgspec
 from edgegen.common.codec import did_you_mean
 from edgegen.errors import ConfigError
 from edgegen.fleet.monitoring.alerts import read_alerts
-from edgegen.fleet.monitoring.drift import read_drift, recent_drift, worst_verdicts
 from edgegen.fleet.monitoring.presence import SKEW_S, Condition, Life, judge, read_life
 from edgegen.fleet.monitoring.releases import label_of, read_labels
 from edgegen.fleet.monitoring.tick import catch_up, evaluate_if_nobody_did
+from edgegen.fleet.monitoring.verdicts import read_verdicts
 from edgegen.fleet.monitoring.window import Figures, Span, device_figures, is_live, merge_cells, read_cells, span_of
 from edgegen.fleet.transaction import Row, Transaction, Value
 from edgegen.fleet.views import read_rollouts
@@ -90,11 +90,6 @@ def moment_of(tx: Transaction, now_s: float, ask: Ask) -> Moment:
         figures = {ask.device: merge_cells(cells, span)} if cells else {}
     else:
         figures = device_figures(tx, span, live=live)
-    if live and not ask.device:
-        drift = recent_drift(tx, now_s, ask.window_s)
-    else:
-        # Of one device, the verdict is still its group's.
-        drift = read_drift(tx, now_s, Ask(window_s=ask.window_s, until_s=None if live else at_s, group=ask.group))
     return Moment(
         now_s=now_s,
         at_s=at_s,
@@ -103,7 +98,7 @@ def moment_of(tx: Transaction, now_s: float, ask: Ask) -> Moment:
         life=read_life(tx),
         labels=read_labels(tx),
         figures=figures,
-        verdicts=worst_verdicts(drift),
+        verdicts=read_verdicts(tx, at_s),
     )
 
 

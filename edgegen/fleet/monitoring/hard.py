@@ -21,6 +21,7 @@ from edgegen.records.monitor import Ask, AskHard, DriftCell, Text, Verdict
 THUMBS_DOWN, ERROR, LOW, DRIFTED = "thumbs down", "error", "low confidence", "drifted"
 WHY = (THUMBS_DOWN, ERROR, LOW, DRIFTED)
 MOST_ROWS = 10_000
+_LOOKS_S = (3600.0, 86400.0)
 _MOST_SCANNED = 200_000
 _MOST_CHARACTERS = 1000
 _COLUMNS = (
@@ -113,10 +114,12 @@ def _drifted_cells(tx: Transaction, now_s: float, ask: AskHard) -> dict[tuple[st
     if ask.why not in ("", DRIFTED):
         return {}
     found: defaultdict[tuple[str, str], list[DriftCell]] = defaultdict(list)
-    asked = Ask(window_s=ask.window_s, until_s=ask.until_s, group=ask.group, device=ask.device)
-    for cell in read_drift(tx, now_s, asked):
-        if cell.verdict is Verdict.DRIFT and cell.metric in _COLUMNS and cell.edges:
-            found[cell.group, cell.release].append(cell)
+    # A drift takes two windows in a row: one that began yesterday is none of a week yet.
+    for window_s in sorted({ask.window_s, *(length_s for length_s in _LOOKS_S if length_s < ask.window_s)}):
+        asked = Ask(window_s=window_s, until_s=ask.until_s, group=ask.group, device=ask.device)
+        for cell in read_drift(tx, now_s, asked):
+            if cell.verdict is Verdict.DRIFT and cell.metric in _COLUMNS and cell.edges:
+                found[cell.group, cell.release].append(cell)
     return dict(found)
 
 

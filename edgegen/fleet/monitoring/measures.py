@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import floor
 
-from edgegen.fleet.monitoring.drift import recent_drift
 from edgegen.fleet.monitoring.presence import Life, read_life
 from edgegen.fleet.monitoring.rollups import EIGHTH_HOUR, GROUP
 from edgegen.fleet.monitoring.sketches import quantile
@@ -90,13 +89,12 @@ class Measures:
         return (sum(row["n"] for row in rows if row["rating"] < 0) / n if n else None), n
 
     def _drifted(self, group: str, window_s: float) -> Measure:
-        cells = [
-            cell
-            for cell in recent_drift(self.tx, self.now_s, window_s)
-            if group in ("", cell.group) and cell.verdict is not Verdict.TOO_FEW
-        ]
-        n = max((cell.n for cell in cells), default=0)
-        return (sum(cell.verdict is Verdict.DRIFT for cell in cells) if cells else None), n
+        rows = self.tx.rows(
+            "SELECT drifted, n FROM verdicts WHERE until_s IS NULL AND verdict <> ? AND (? = '' OR grp = ?)",
+            *(Verdict.TOO_FEW, group, group),
+        )
+        n = max((row["n"] for row in rows), default=0)
+        return (float(sum(row["drifted"] for row in rows)) if rows else None), n
 
     def _faults(self, group: str, window_s: float) -> Measure:
         return self._counted(

@@ -48,7 +48,7 @@ METRICS: dict[str, str] = {
     "tokens_per_s": "median of decoding, tokens a second",
     "tokens_per_s_drop": "how much slower decoding is than in the 24 hours before the window, a fraction",
     "thumbs_down_fraction": "rated answers that were rated bad",
-    "drifted_metrics": "metrics that drifted",
+    "drifted_metrics": "metrics that drifted, in the last hour and the one before, whatever the window",
     "device_faults": "devices whose golden answers changed",
     "dropped_reports": "reports that devices had to give up",
 }
@@ -93,7 +93,7 @@ DEFAULTS = AlertRules(
         Rule("slower-than-yesterday", "tokens_per_s_drop", 0.3, group="*", for_s=300.0, min_n=100),
         Rule("thumbs-down", "thumbs_down_fraction", 0.3, group="*", for_s=0.0, window_s=86400.0, min_n=20),
         Rule("template-leaks", "leak_fraction", 0.01, group="*", for_s=120.0, min_n=50),
-        Rule("drift", "drifted_metrics", 0.0, group="*", window_s=3600.0),
+        Rule("drift", "drifted_metrics", 0.0, group="*"),
         Rule("device-faults", "device_faults", 0.0, group="*"),
         Rule("dropped-reports", "dropped_reports", 0.0, group="*", window_s=3600.0),
     )

@@ -6,9 +6,11 @@ rollups        a cell for each step of time, subject and `served.id` (what answe
                A subject is a device's name, or `group:<name>` for the group that devices were in when it was rolled up.
                `changed` grows with each write, so that a reader finds what is new since it looked. `median_speed` is
                that of `speed`, for sparklines.
-progress       how far each lane of the roll-ups has read `generations`.
+progress       how far each lane of the roll-ups has read `generations`; when each group's drift was judged.
 alerts         a row for each stretch of time in which a rule was in a state; `until_s` NULL: now.
 faults         a row for each stretch of time in which a device's golden answers were not what they were at first.
+verdicts       a row for each stretch of time in which a release's drift in a group was judged alike: the worst verdict,
+               and the metrics that drifted, in words and number.
 outbox         alerts that a webhook has still to be told.
 """
 
@@ -52,6 +54,10 @@ _TABLES = (
         id BIGINT PRIMARY KEY, device TEXT NOT NULL, release TEXT NOT NULL, words TEXT NOT NULL,
         since_s DOUBLE PRECISION NOT NULL, until_s DOUBLE PRECISION)""",
     "CREATE INDEX faults_by_device ON faults (device, until_s)",
+    """CREATE TABLE verdicts (
+        id BIGINT PRIMARY KEY, grp TEXT NOT NULL, release TEXT NOT NULL, verdict TEXT NOT NULL, metrics TEXT NOT NULL,
+        drifted BIGINT NOT NULL, n BIGINT NOT NULL, since_s DOUBLE PRECISION NOT NULL, until_s DOUBLE PRECISION)""",
+    "CREATE INDEX verdicts_by_until ON verdicts (until_s)",
     """CREATE TABLE outbox (
         id BIGINT PRIMARY KEY, body TEXT NOT NULL, tries BIGINT NOT NULL, next_s DOUBLE PRECISION NOT NULL,
         created_s DOUBLE PRECISION NOT NULL)""",

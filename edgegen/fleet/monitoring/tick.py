@@ -16,8 +16,10 @@ from typing import Any
 from edgegen.errors import ConfigError, UnsupportedError
 from edgegen.fleet.monitoring.alerts import evaluate, prune_alerts
 from edgegen.fleet.monitoring.canaries import judge_new_canaries
+from edgegen.fleet.monitoring.presence import read_life
 from edgegen.fleet.monitoring.rollups import prune, roll_up
 from edgegen.fleet.monitoring.rules import DEFAULTS, FILE, AlertRules, load_rules
+from edgegen.fleet.monitoring.verdicts import judge_next_group, prune_verdicts
 from edgegen.fleet.monitoring.webhook import due, send, settle
 from edgegen.fleet.transaction import Row, Transaction
 
@@ -25,6 +27,8 @@ EVALUATE_S = 10.0
 PRUNE_S = 600.0
 _MOST_ROUNDS = 20
 """Of one tick, so that rollouts move on while a backlog is worked off."""
+_SERVED_S = 60.0
+"""A site whose server lived so lately is served."""
 _log = logging.getLogger("edgegen.fleet")
 
 Do = Callable[[Callable[[Transaction], Any]], Awaitable[Any]]
@@ -45,10 +49,10 @@ class Watch:
         self._said = ""
 
     async def tick(self, do: Do) -> None:
-        """Roll up, judge golden answers, look at the rules, throw away."""
-        for job in (roll_up, judge_new_canaries):
+        """Roll up, judge golden answers and drift, look at the rules, throw away."""
+        for job, rounds in ((roll_up, _MOST_ROUNDS), (judge_new_canaries, _MOST_ROUNDS), (judge_next_group, 1)):
             try:
-                for _ in range(_MOST_ROUNDS):
+                for _ in range(rounds):
                     if not await do(partial(_at, job, self._clock())):
                         break
                 self._said = ""
@@ -61,7 +65,7 @@ class Watch:
             await do(lambda tx: evaluate(tx, now_s, self.rules))
             self._evaluated_s = now_s
         if not 0 <= now_s - self._pruned_s < PRUNE_S:
-            await do(lambda tx: (prune(tx, now_s), prune_alerts(tx, now_s)))
+            await do(lambda tx: (prune(tx, now_s), prune_alerts(tx, now_s), prune_verdicts(tx, now_s)))
             self._pruned_s = now_s
 
     async def deliver(self, do: Do, elsewhere: Callable[..., Awaitable[str]]) -> None:
@@ -120,7 +124,11 @@ def catch_up(tx: Transaction, now_s: float) -> None:
     Raises:
         UnsupportedError: the sketches' library is not installed.
     """
-    for job in (roll_up, judge_new_canaries):
+    jobs: list[Callable[[Transaction, float], bool]] = [roll_up, judge_new_canaries]
+    alive_s = read_life(tx).alive_s
+    if alive_s is None or not 0 <= now_s - alive_s < _SERVED_S:
+        jobs.append(judge_next_group)  # takes long: where there is a server, that does it
+    for job in jobs:
         for _ in range(_MOST_ROUNDS):
             if not job(tx, now_s):
                 break
