@@ -252,14 +252,16 @@ class DriftCell(Record, frozen=True):
     js: float | None
     wasserstein: float | None
     threshold: float | None
-    """Of the population stability index, for this n."""
+    """Of the population stability index, for this n; of embeddings, of the Mahalanobis distance."""
     verdict: Verdict
     edges: tuple[float, ...]
     reference: tuple[int, ...]
     current: tuple[int, ...]
     against: str = "reference"
-    """`reference`, or `control` where a rollout's new release is compared with the old one."""
+    """`reference`; `control` where a rollout's new release is compared with the others; `before` for embeddings, of
+    which a release has no reference."""
     p: float | None = None
+    """Of this metric by itself; the verdict counts that several were looked at."""
 
 
 class BundleRow(Record, frozen=True):

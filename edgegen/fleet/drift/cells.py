@@ -9,11 +9,11 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 
+from edgegen.bundle.profile import INPUTS
 from edgegen.fleet.drift.compare import compare_releases, running_rollouts
 from edgegen.fleet.drift.embeddings import compare_embeddings
 from edgegen.fleet.drift.faults import Evidence, canary_change, whose_fault
 from edgegen.fleet.drift.read import (
-    INPUTS,
     Answers,
     Where,
     answering,

@@ -13,8 +13,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from edgegen.bundle.profile import INPUTS
 from edgegen.fleet.drift import compare
-from edgegen.fleet.drift.read import INPUTS, Answers, read_kinds
+from edgegen.fleet.drift.read import Answers, read_kinds
 from edgegen.fleet.judge import Reading
 from edgegen.fleet.transaction import Transaction
 from edgegen.records.deployment import GateMetric, Rollout

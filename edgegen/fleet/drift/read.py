@@ -1,4 +1,4 @@
-"""The store's answers as arrays and histograms.
+"""The store's answers as arrays and histograms. Metrics of the answer are read from those that came to their end.
 
 Of one window of one release in one group at most `MOST_ANSWERS` are read, the latest: more make no verdict surer, and
 the server's one writer must not be held up. Booleans are 0 and 1, unknown values NaN, which no histogram counts.
@@ -14,6 +14,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
+from edgegen.bundle.profile import INPUTS
 from edgegen.common.codec import decode_json
 from edgegen.errors import ConfigError
 from edgegen.fleet.telemetry.schema import Flag
@@ -23,8 +24,6 @@ from edgegen.records.telemetry import Canary, Embedding
 
 MOST_ANSWERS = 20_000
 
-INPUTS = ("prompt_tokens", "byte_fraction")
-"""Metrics of the prompt. Those of the answer are read from answers that came to their end."""
 _COLUMNS = (
     *("prompt_tokens", "byte_fraction", "answer_tokens", "mean_log_prob", "mean_entropy", "distinct_fraction"),
     *("distinct2", "repetition", "non_letter_fraction", "characters", "json_valid", "ttft_s", "tokens_per_s"),
