@@ -363,7 +363,8 @@ def test_drift_degrades_those_that_run_the_release_and_marks_answers(
 ) -> None:
     digest = _publish(desk, "1.0.0")
     found = _Drift(_cell(digest, Verdict.DRIFT), _cell(digest, Verdict.OK, "answer_tokens"))
-    monkeypatch.setattr(drift, "_package", lambda module="cells": found if module == "cells" else None)
+    monkeypatch.setattr(drift, "drift_cells", found.drift_cells)
+    monkeypatch.setattr(drift, "device_fault", found.device_fault)
     reports.device("a", release=digest)
     reports.state("a", release=digest)
     reports.add("health", "a", release=digest)

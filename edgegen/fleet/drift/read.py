@@ -130,7 +130,10 @@ def device_kind(attributes: str) -> str:
     if named:
         return named
     memory = str(found.get("ram_bytes", ""))
-    words = [str(found.get("arch", "")), f"{round(int(memory) / _GIB)} GiB" if memory.isdigit() else ""]
+    words = [
+        str(found.get("arch", "")),
+        f"{round(int(memory) / _GIB)} GiB" if memory.isascii() and memory.isdigit() and len(memory) < 19 else "",
+    ]
     return " ".join(word for word in words if word) or "unknown"
 
 

@@ -14,6 +14,7 @@ import msgspec
 
 from edgegen.common.codec import did_you_mean
 from edgegen.errors import ConfigError
+from edgegen.fleet.drift.read import device_kind
 from edgegen.fleet.monitoring.alerts import read_alerts
 from edgegen.fleet.monitoring.presence import SKEW_S, Condition, Life, judge, read_life
 from edgegen.fleet.monitoring.releases import label_of, read_labels
@@ -25,7 +26,6 @@ from edgegen.fleet.views import read_rollouts
 from edgegen.records.deployment import ActionState, Rollout, RolloutState
 from edgegen.records.monitor import Ask, DeviceRow, FleetView, State, Verdict
 
-_GIB = 1 << 30
 _NOTHING = Figures()
 
 
@@ -120,7 +120,6 @@ def read_rows(tx: Transaction, moment: Moment, ask: Ask) -> tuple[DeviceRow, ...
         device = row["device"]
         figures = moment.figures.get(device, _NOTHING)
         heard_s = _heard(row, moment)
-        attributes = _attributes(row["attributes"])
         release = row["release"] or (row["running"] if moment.live else "") or ""
         verdict = moment.verdicts.get((row["grp"], release))
         phase, failed = actions.get(device, ("", ""))
@@ -148,7 +147,7 @@ def read_rows(tx: Transaction, moment: Moment, ask: Ask) -> tuple[DeviceRow, ...
             DeviceRow(
                 device=device,
                 group=row["grp"],
-                kind=attributes[0],
+                kind=device_kind(row["attributes"]),
                 state=state,
                 why=why,
                 release=release,
@@ -160,7 +159,7 @@ def read_rows(tx: Transaction, moment: Moment, ask: Ask) -> tuple[DeviceRow, ...
                 ttft_p95_s=figures.ttft_p95_s,
                 error_fraction=figures.error_fraction,
                 rss_bytes=row["rss_bytes"],
-                ram_bytes=attributes[1],
+                ram_bytes=_ram_bytes(row["attributes"]),
                 temperature_c=row["temperature_c"],
                 throttled=throttled,
                 thumbs_up=up,
@@ -295,13 +294,10 @@ def _sums(tx: Transaction, sql: str, *arguments: Value) -> dict[str, int]:
 
 
 @lru_cache(maxsize=50_000)
-def _attributes(text: str) -> tuple[str, int | None]:
-    """The type of hardware and its memory in bytes, from what a device says of itself."""
-    told = msgspec.json.decode(text, type=dict[str, str])
-    memory = told.get("ram_bytes", "")
-    ram_bytes = int(memory) if memory.isascii() and memory.isdigit() and len(memory) < 19 else None
-    size = f"{round(ram_bytes / _GIB)} GiB" if ram_bytes else ""
-    return told.get("kind") or " ".join(word for word in (told.get("arch", ""), size) if word), ram_bytes
+def _ram_bytes(text: str) -> int | None:
+    """Memory in bytes, from what a device says of itself."""
+    memory = msgspec.json.decode(text, type=dict[str, str]).get("ram_bytes", "")
+    return int(memory) if memory.isascii() and memory.isdigit() and len(memory) < 19 else None
 
 
 def is_wrong(row: DeviceRow) -> bool:
