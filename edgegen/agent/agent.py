@@ -29,7 +29,7 @@ from edgegen.agent.update import Updater
 from edgegen.bundle.sources import FolderSource, HttpSource
 from edgegen.bundle.trust import Trust
 from edgegen.common.codec import read_bytes
-from edgegen.common.host import ram_bytes
+from edgegen.common.host import board_model, ram_bytes
 from edgegen.errors import ConfigError, DeviceError, EdgegenError, NetworkError, TrustError
 from edgegen.records.deployment import Installed, Phase, Reason
 
@@ -313,6 +313,7 @@ class Agent:
         found = {
             "profile": self.config.profile,
             "arch": platform.machine(),
+            "kind": board_model(),
             "runtimes": ",".join(installed_runtimes()),
             "agent": edgegen.__version__,
             "running": current,

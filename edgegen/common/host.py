@@ -111,3 +111,13 @@ def user_name() -> str:
         return getpass.getuser()
     except (KeyError, OSError):
         return str(os.getuid()) if hasattr(os, "getuid") else "unknown"
+
+
+def board_model() -> str:
+    """What the board calls itself, such as `Raspberry Pi 5 Model B Rev 1.0`; empty where the system does not say."""
+    for path in ("/proc/device-tree/model", "/sys/class/dmi/id/product_name"):
+        with contextlib.suppress(OSError):
+            said = Path(path).read_bytes().rstrip(b"\0").decode(errors="replace").strip()
+            if said and said.isprintable():
+                return said[:80]
+    return ""

@@ -13,6 +13,7 @@ import msgspec
 import pytest
 
 from edgegen.errors import ConfigError, EdgegenError
+from edgegen.fleet.database import Database
 from edgegen.fleet.operate import TOKEN_VARIABLE
 from edgegen.fleet.operations import OPERATIONS, Operation, WhichRollout, WhichRollouts
 from edgegen.monitor import source as sources
@@ -24,6 +25,7 @@ from tests.monitor.driving import BEGUN_S, Driven, drive
 
 def test_each_question_is_its_operation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "repository").mkdir()
+    Database(str(tmp_path / "fleet.db")).close()
     asked: list[tuple[str, Any]] = []
 
     class Recorder:
@@ -75,8 +77,6 @@ def test_a_broken_database_that_is_mended(tmp_path: Path) -> None:
             source.rollouts()
     for file in tmp_path.glob("fleet.db*"):
         file.unlink()
-    from edgegen.fleet.database import Database
-
     Database(str(database)).close()
     assert source.rollouts() == ()
 

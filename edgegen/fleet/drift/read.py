@@ -130,10 +130,8 @@ def device_kind(attributes: str) -> str:
     if named:
         return named
     memory = str(found.get("ram_bytes", ""))
-    words = [
-        str(found.get("arch", "")),
-        f"{round(int(memory) / _GIB)} GiB" if memory.isascii() and memory.isdigit() and len(memory) < 19 else "",
-    ]
+    known = memory.isascii() and memory.isdigit() and len(memory) < 19
+    words = [str(found.get("arch", "")), f"{round(int(memory) / _GIB)} GiB" if known else ""]
     return " ".join(word for word in words if word) or "unknown"
 
 
