@@ -11,27 +11,21 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-import subprocess
 import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
 
-from local_agent import ask, running, write_config
+from local_agent import ask, enrolled, rolled_out, running, serving
 from tiny_checkpoint import make_checkpoint, make_data
 
 import edgegen
 from edgegen.agent.runtimes import installed_runtimes
 from edgegen.bundle.ledger import create_keys
 from edgegen.common.units import format_bytes
-from edgegen.fleet.operate import open_fleet
-from edgegen.fleet.operations import Admit, WhichRollout
 from edgegen.fleet.site import make_site
 from edgegen.records.bundle import Health
-from edgegen.records.deployment import Rollout, RolloutState, Thresholds
+from edgegen.records.deployment import RolloutState
 
 RUNTIMES = {"gguf": "llama.cpp", "onnx": "onnxruntime-genai", "litert": "litert"}
-_PATIENCE_S = 90.0
 
 
 def main(folder: str = "build-examples/deliver") -> int:
@@ -55,7 +49,13 @@ def main(folder: str = "build-examples/deliver") -> int:
     with contextlib.ExitStack() as stack:
         url = stack.enter_context(serving(site))
         print(f"server    {url}")
-        urls = {target: stack.enter_context(running(enrolled(place, site, url, target))) for target in targets}
+        root = place / "keys" / "root.json"
+        urls = {
+            target: stack.enter_context(
+                running(enrolled(place / f"device-{target}", site, url, root, device=f"device-{target}", group=target))
+            )
+            for target in targets
+        }
         good = [release(place, target, "1.0.0") for target in targets]
         passed = True
         for bundle, target in zip(good, targets, strict=True):
@@ -68,27 +68,6 @@ def main(folder: str = "build-examples/deliver") -> int:
     print(f"next      edgegen fleet devices {site}    (what each device runs, and how its last update ended)")
     print(f"          edgegen fleet audit {site}    (who did what)")
     return 0 if passed else 1
-
-
-@contextlib.contextmanager
-def serving(site: Path) -> Iterator[str]:
-    """`edgegen fleet serve` on a free port; its URL."""
-    command = [sys.executable, "-m", "edgegen", "fleet", "serve", str(site), "--port", "0", "--poll", "1"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    assert process.stderr is not None
-    try:
-        yield process.stderr.readline().rpartition(" at ")[2].strip()
-    finally:
-        process.terminate()
-        process.wait(30)
-
-
-def enrolled(place: Path, site: Path, url: str, target: str) -> Path:
-    """The configuration of a device that will join the group of its runtime."""
-    token = open_fleet(str(site)).do("enrolment-token", Admit(group=target))
-    return write_config(
-        place / f"device-{target}", place / "keys" / "root.json", device=f"device-{target}", fleet=url, token=token
-    )
 
 
 def release(place: Path, target: str, version: str, health: Health | None = None) -> Path:
@@ -107,25 +86,6 @@ def release(place: Path, target: str, version: str, health: Health | None = None
         what += f", {format_bytes(made.transfer.fetched)} of it new"
     print(f"packed    {made.manifest.name} {version}: {what}")
     return made.folder
-
-
-def rolled_out(site: Path, bundle: Path, group: str) -> Rollout:
-    """Bring a bundle to a group, and wait for how it ends."""
-    until = time.monotonic() + _PATIENCE_S
-    devices = open_fleet(str(site))
-    while True:
-        with contextlib.suppress(edgegen.ConfigError):  # no device has joined the group yet
-            begun = edgegen.deploy_bundle(
-                str(bundle), str(site), group=group, waves=(1.0,), thresholds=Thresholds(min_executed=1)
-            )
-            break
-        if time.monotonic() > until:
-            raise SystemExit(f"no device joins {group}")
-        time.sleep(0.2)
-    while begun.state == RolloutState.RUNNING and time.monotonic() < until:
-        time.sleep(0.2)
-        begun = devices.do("rollout", WhichRollout(begun.id))
-    return begun
 
 
 def answers(url: str, target: str, version: str) -> bool:

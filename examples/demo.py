@@ -4,8 +4,9 @@ python examples/demo.py
 
 It takes the smart-home teacher (7.3 MB at 16 bits) and the example's own requests, asks for at most 1.4 MB on a home
 gateway, verifies the file on llama.cpp, and talks to it through the runtime as a device would: no torch, only the
-artifact's folder. Then the artifact becomes a signed release, which an agent on this machine proves, tries and serves.
-Nothing is downloaded. Run it again and the finished stages are skipped.
+artifact's folder. Then the artifact becomes a signed release; a fleet's server on this machine offers it to an agent,
+which proves, tries and serves it, and reports how its answers went. Nothing is downloaded. Run it again and the
+finished stages are skipped.
 """
 
 from __future__ import annotations
@@ -16,13 +17,16 @@ import time
 from pathlib import Path
 
 from local_agent import ask as ask_api
-from local_agent import install, running, write_config
+from local_agent import enrolled, rolled_out, running, serving
 
 import edgegen
 from edgegen.bundle.ledger import create_keys
-from edgegen.common.units import format_bytes
+from edgegen.fleet.operate import open_fleet
+from edgegen.fleet.operations import WhichDevices
+from edgegen.fleet.site import make_site
 from edgegen.receipt import summary_lines
 from edgegen.records.bundle import Health
+from edgegen.records.deployment import RolloutState
 from edgegen.runtime.registry import runtime_for
 from edgegen.runtime.text import Text
 
@@ -55,7 +59,7 @@ def main(out: str = "build-demo") -> int:
     print("\n".join(summary_lines(result.report, result.plan)))
     print()
     answered = ask(Path(out) / "artifact", QUESTIONS)
-    delivered = result.passed and deliver(Path(out), QUESTIONS[0])
+    delivered = result.passed and deliver(Path(out), QUESTIONS)
     print(f"receipt   {out}/report.html    (numbers: {out}/report.json)")
     print(f"artifact  {out}/artifact/")
     print(f"took      {time.monotonic() - started:.0f} s")
@@ -63,7 +67,8 @@ def main(out: str = "build-demo") -> int:
     print(f"          edgegen verify {out}    (on the device, to measure its speed)")
     print("          edgegen profiles    (other devices)")
     print("          edgegen compress MODEL --profile NAME --data YOUR.jsonl")
-    print(f"          edgegen-agent --config {out}/device/agent.toml    (serve it here until stopped)")
+    print(f"          edgegen monitor {out}/site    (what the device answered, how fast; q leaves)")
+    print(f"          edgegen fleet serve {out}/site    and    edgegen-agent --config {out}/device/agent.toml")
     return 0 if answered and delivered else 1
 
 
@@ -90,22 +95,44 @@ def ask(folder: Path, questions: tuple[str, ...]) -> bool:
     return readable
 
 
-def deliver(out: Path, question: str) -> bool:
-    """Pack and sign the artifact, install it with an agent, and ask the agent's API; True if it answers."""
-    keys = out / "keys"
+def deliver(out: Path, questions: tuple[str, ...]) -> bool:
+    """Pack and sign the artifact, bring it to a device through a fleet's server, ask the device, and look at what it
+    reports; True if it serves the release and its reports arrive."""
+    keys, site = out / "keys", out / "site"
     if not (keys / "root.json").is_file():
         create_keys(keys, root_keys=1, root_threshold=1)
+    make_site(site, keys)
     health = Health(probation_s=1.0)
     release = edgegen.pack_bundle(out, keys=keys, out=out / "bundle", name="smart-home", version="1.0.0", health=health)
-    config = write_config(out / "device", keys / "root.json", device="demo")
-    done = install(config, release.folder)
-    with running(config) as url:
-        body = {"messages": [{"role": "user", "content": question}], "max_tokens": 96, "temperature": 0}
-        said = ask_api(url, "/v1/chat/completions", model="smart-home-1.0.0", **body)
-    answer = said["choices"][0]["message"]["content"]
-    fetched, files = format_bytes(done.get("bytesFetched", 0)), len(release.manifest.files)
-    print(f"release   smart-home 1.0.0: {files} files, signed; the agent {done['phase']} it, {fetched} fetched")
-    return show(question, *answer.partition("\n")[::2]) and done["phase"] == "confirmed"
+    passed = True
+    with (
+        serving(site) as server,
+        running(enrolled(out / "device", site, server, keys / "root.json", device="demo", group="home")) as url,
+    ):
+        if not any(row.running == release.bundle.digest for row in open_fleet(str(site)).do("devices", WhichDevices())):
+            passed = rolled_out(site, release.folder, "home").state == RolloutState.FINISHED
+        print(f"release   smart-home 1.0.0: {len(release.manifest.files)} files, signed, rolled out to group home")
+        began_s = time.time()
+        for question in questions:
+            body = {"messages": [{"role": "user", "content": question}], "max_tokens": 96, "temperature": 0}
+            said = ask_api(url, "/v1/chat/completions", model="smart-home-1.0.0", **body)
+            answer = said["choices"][0]["message"]["content"]
+            ask_api(url, "/v1/feedback", id=said["id"], rating="up" if '"name"' in answer else "down")
+        return reported(site, len(questions), began_s) and passed
+
+
+def reported(site: Path, answers: int, since_s: float) -> bool:
+    """Wait until the device's reports are there, and say what they say."""
+    until = time.monotonic() + 60
+    while time.monotonic() < until:
+        (device,) = edgegen.monitor_fleet(str(site), window_s=time.time() - since_s + 5).devices
+        if device.generations >= answers and device.thumbs_up + device.thumbs_down >= answers:
+            speed = f"{device.tokens_per_s:,.0f} tokens/s" if device.tokens_per_s else "speed unknown"
+            print(f"reported  {device.device}: {device.generations} answers, {speed}, {device.thumbs_up} liked\n")
+            return True
+        time.sleep(0.5)
+    print("reported  nothing within a minute\n")
+    return False
 
 
 def show(question: str, reply: str, call: str) -> bool:

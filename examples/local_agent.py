@@ -1,10 +1,11 @@
-"""`edgegen-agent` as a device runs it, on this machine: its configuration, its start, a question to its API.
+"""A fleet on this machine: its server, and `edgegen-agent` as a device runs it.
 
 What the other examples share; on a real device a systemd unit starts the agent (`edgegen device setup ssh://...`).
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -15,9 +16,51 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import edgegen
+from edgegen.fleet.operate import open_fleet
+from edgegen.fleet.operations import Admit, WhichRollout
+from edgegen.records.deployment import Rollout, RolloutState, Thresholds
+
 AGENT = (sys.executable, "-m", "edgegen.agent.main")
 """The program that the installation calls `edgegen-agent`."""
-_PATIENCE_S = 60.0
+_PATIENCE_S = 90.0
+
+
+@contextmanager
+def serving(site: Path) -> Iterator[str]:
+    """`edgegen fleet serve` on a free port; its URL."""
+    command = [sys.executable, "-m", "edgegen", "fleet", "serve", str(site), "--port", "0", "--poll", "1"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    try:
+        yield process.stderr.readline().rpartition(" at ")[2].strip()
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def enrolled(folder: Path, site: Path, url: str, root: Path, *, device: str, group: str) -> Path:
+    """The configuration of a device that will join a group."""
+    token = open_fleet(str(site)).do("enrolment-token", Admit(group=group))
+    return write_config(folder, root, device=device, fleet=url, token=token)
+
+
+def rolled_out(site: Path, bundle: Path, group: str) -> Rollout:
+    """Bring a bundle to a group, and wait for how it ends."""
+    until = time.monotonic() + _PATIENCE_S
+    while True:
+        with contextlib.suppress(edgegen.ConfigError):  # no device has joined the group yet
+            begun = edgegen.deploy_bundle(
+                str(bundle), str(site), group=group, waves=(1.0,), thresholds=Thresholds(min_executed=1)
+            )
+            break
+        if time.monotonic() > until:
+            raise SystemExit(f"no device joins {group}")
+        time.sleep(0.2)
+    while begun.state == RolloutState.RUNNING and time.monotonic() < until:
+        time.sleep(0.2)
+        begun = open_fleet(str(site)).do("rollout", WhichRollout(begun.id))
+    return begun
 
 
 def write_config(folder: Path, root: Path, *, device: str, fleet: str = "", token: str = "") -> Path:
@@ -31,18 +74,6 @@ def write_config(folder: Path, root: Path, *, device: str, fleet: str = "", toke
     path = folder / "agent.toml"
     path.write_text("\n".join(lines) + "\n")
     return path
-
-
-def install(config: Path, bundle: Path) -> dict[str, Any]:
-    """Take a release from a bundle's folder, from its fetch to the end of its probation; how it ended."""
-    target = json.loads((bundle / "bundle.json").read_bytes())["target"]
-    done = subprocess.run(
-        [*AGENT, "--config", str(config), "install", "--json", "--repository", str(bundle), "--target", target],
-        stdout=subprocess.PIPE,
-        text=True,
-        check=False,
-    )
-    return dict(json.loads(done.stdout)) if done.stdout.strip() else {"phase": "failed"}
 
 
 @contextmanager
