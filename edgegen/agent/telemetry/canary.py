@@ -20,6 +20,8 @@ from edgegen.records.telemetry import Canary, Happening, Lane, Said
 _HOUR_S, _DAY_S = 3600.0, 86400.0
 _SPREAD = 0.1
 """A device is up to so much early or late, so that a fleet does not do it all at once."""
+_MOST_DROP = 1e4
+"""Said where the runtime computes no number: no sound model comes near it."""
 _ASKED, _HASHED = "canary_s", "hashed_s"
 
 
@@ -114,7 +116,7 @@ class Canaries:
                 prompt=number,
                 agreed=answered.prefix,
                 expected=len(golden.tokens),
-                log_prob_drop=golden.log_prob - answered.log_prob,
+                log_prob_drop=min(_MOST_DROP, golden.log_prob - answered.log_prob),
                 tokens_per_s=answered.tokens_per_s,
                 intact=self._intact,
                 ids=answered.tokens[: len(golden.tokens)],

@@ -2,7 +2,8 @@
 
 paho's own queue is memory and is lost with the power, and QoS 1 says only that the broker has a message. So one batch
 at a time is published, and it leaves the spool when the server says on another topic that it is committed. Whenever
-that word does not come, the connection is given up and the batch is sent again later.
+that word does not come, the connection is given up and the batch is sent again later. An `Ack` without stream whose one
+refusal has line 0 says that the batch as a whole cannot be read.
 """
 
 from __future__ import annotations
@@ -103,6 +104,8 @@ class MqttPost:
                 ack = msgspec.json.decode(self._acks.get(timeout=_LOOK_S), type=Ack)
                 if settled(parcel, ack):
                     return Taken(ack)
+                if not ack.stream and [one.line for one in ack.refused] == [0]:
+                    return Unwanted(ack.refused[0].reason[:200])
         return Later(f"no word of the server for {self._config.ack_s:g} s")
 
     def _connect(self) -> str:

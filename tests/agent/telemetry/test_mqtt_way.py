@@ -18,7 +18,7 @@ from edgegen.agent.telemetry.sender import Later, Sender
 from edgegen.agent.telemetry.settings import Mqtt
 from edgegen.agent.telemetry.spool import Entry, Spool, stamp
 from edgegen.errors import ConfigError
-from edgegen.records.telemetry import MQTT_ACKS, MQTT_REPORTS, Feedback, Lane
+from edgegen.records.telemetry import MQTT_ACKS, MQTT_REPORTS, Ack, Feedback, Lane, Refused
 from tests.agent.telemetry.ingest import Store
 
 MOSQUITTO = shutil.which("mosquitto", path="/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin:/opt/homebrew/sbin")
@@ -89,7 +89,12 @@ def spool(tmp_path: Path) -> Iterator[Spool]:
 
 @contextmanager
 def server(
-    broker: Broker, store: Store, *, silent: Callable[[], bool] = lambda: False, **tls: Any
+    broker: Broker,
+    store: Store,
+    *,
+    silent: Callable[[], bool] = lambda: False,
+    unreadable: Callable[[bytes], bool] = lambda _: False,
+    **tls: Any,
 ) -> Iterator[list[int]]:
     """The fleet's end: commits what comes, then says so; it comes back when the broker does. Sizes of its batches."""
     sizes, ready = list[int](), threading.Event()
@@ -101,7 +106,8 @@ def server(
 
     def take(of: Any, _: object, message: Any) -> None:
         sizes.append(len(message.payload))
-        ack = store.take(message.payload)
+        bad = unreadable(message.payload)
+        ack = Ack("", 0, 0, (Refused(0, "cannot be read"),)) if bad else store.take(message.payload)
         if not silent():
             device = message.topic.split("/")[1]
             of.publish(MQTT_ACKS.format(device=device), msgspec.json.encode(ack), qos=1)
@@ -191,6 +197,17 @@ def test_without_a_server_or_with_a_wrong_password_everything_stays(
     assert isinstance(reply, Later) and "refused" in reply.reason
     assert spool.depth().lanes[0].reports == 3
     broker.start()
+
+
+def test_a_batch_that_the_server_cannot_read_is_halved(tmp_path: Path, broker: Broker, spool: Spool) -> None:
+    store, post = Store(tmp_path / "server.db"), way(broker, tmp_path)
+    add(spool, 40)
+    with server(broker, store, unreadable=lambda body: b'"generation":"17"' in body):
+        run(spool, post)
+    assert sorted(report.seq for report in store.reports())[:39] == [n for n in range(1, 41) if n != 18]
+    assert [(gone.why, gone.count) for gone in spool.depth().gone] == [("refused", 1)]
+    post.close()
+    store.close()
 
 
 def test_a_broker_that_takes_only_small_messages(tmp_path: Path, spool: Spool) -> None:

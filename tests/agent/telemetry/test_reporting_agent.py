@@ -87,7 +87,7 @@ def test_everything_of_a_device_reaches_the_server(keys: Path, bundle: Path, tmp
             waited(lambda: [item for item in said(Happening) if item.what == "crashed"])
             wait_until_healthy(url_of(config))
             used = psutil.Process(process.pid).memory_info().rss
-            assert used < 70e6, used
+            assert used < 60e6, used
         events = [(item.level, item.what) for item in said(Happening)]
         phases = [what for _, what in events]
         for what in ("reserve", "fetch", "verify", "stage", "self-test", "switch", "probation", "confirmed", "started"):

@@ -13,7 +13,7 @@ from edgegen.agent.config import AgentConfig, Fleet
 from edgegen.agent.controller import Controller, Credential
 from edgegen.agent.disk import Disk
 from edgegen.agent.telemetry.http import http_post, retry_after_s
-from edgegen.agent.telemetry.sender import Later, Post, Reply, Sender, Taken, Unwanted
+from edgegen.agent.telemetry.sender import Later, Post, Reply, Sender, Taken, Unwanted, settled
 from edgegen.agent.telemetry.spool import Entry, Parcel, Spool, stamp
 from edgegen.common.codec import save_json
 from edgegen.records.telemetry import Ack, Dropped, Feedback, Happening, Lane, Refused, Report
@@ -190,6 +190,18 @@ def test_an_acknowledgement_of_something_else_deletes_nothing(spool: Spool, ack:
     answer = msgspec.structs.replace(ack, stream=ack.stream or spool.stream)
     assert sender(spool, lambda _, __: Taken(answer)).step() > 0
     assert spool.depth().lanes[0].reports == 3
+
+
+def test_which_acknowledgement_is_of_a_parcel(spool: Spool) -> None:
+    add(spool, 3)
+    parcel = spool.take(1 << 20)
+    assert parcel is not None
+    all_refused = tuple(Refused(line, "x") for line in (1, 2, 3))
+    good = [Ack(spool.stream, 3, 0, (), 1, 3), Ack(spool.stream, 0, 0, all_refused)]
+    good.append(Ack(spool.stream, 1, 1, (Refused(1, "x"),), 2, 3))  # ends of what was not refused
+    assert all(settled(parcel, ack) for ack in good)
+    other = [Ack("s", 3, 0, (), 1, 3), Ack(spool.stream, 3, 0, (), 4, 6), Ack(spool.stream, 2, 0, (), 1, 3)]
+    assert not any(settled(parcel, ack) for ack in other)
 
 
 def test_the_server_says_how_long_to_wait(spool: Spool) -> None:
