@@ -42,6 +42,8 @@ _SILENT_S = 60.0
 _SETTLED_S = 600.0
 """A process that ran for so long is started again at once when it ends: its restarts are counted anew."""
 _PROGRAM = ("-m", "edgegen.agent.serve")
+_CANARY_S = 300.0
+"""Longest wait for one golden answer, during which nobody is asked whether the release is still wanted."""
 _JUDGED_TOKENS = 16
 """Answered tokens from which on speed is judged."""
 _JUDGED_REQUESTS = 10
@@ -165,7 +167,9 @@ class Supervisor:
         """The golden prompts through the API, as clients will use it."""
         for number, golden in enumerate(manifest.golden, start=1):
             body = {"prompt": list(golden.ids), "max_tokens": len(golden.tokens), "temperature": 0}
-            answer = self._ask("POST", "/v1/completions", body, timeout_s=manifest.health.load_timeout_s)
+            answer = self._ask(
+                "POST", "/v1/completions", body, timeout_s=min(_CANARY_S, manifest.health.load_timeout_s)
+            )
             if answer is None:
                 continue  # the process ended or does not answer: the watch counts that
             if answer[0] not in (200, 429):

@@ -169,6 +169,38 @@ def test_a_killed_agent_goes_on(config: Path, first: Path, second: Path) -> None
     assert outcome["installed"]["phase"] == "confirmed"
 
 
+def test_stops_of_the_service_do_not_ban_a_release(config: Path, artifact: Path, keys: Path, tmp_path: Path) -> None:
+    """SIGTERM to the agent and its processes at once, as a service manager sends it, four times in each phase."""
+    pack(artifact, tmp_path / "slow", keys, "1.3.0", health=Health(probation_s=4, load_timeout_s=30))
+    home = config.parent / "home"
+    (home / "orders").mkdir(parents=True)
+    target = json.loads((tmp_path / "slow" / "bundle.json").read_bytes())["target"]
+    order = {"repository": str(tmp_path / "slow"), "target": target}
+    (home / "orders" / "local-1-a.json").write_text(json.dumps(order))
+    for phase in ("self-test", "probation"):
+        for _ in range(4):
+            with running(config) as process:
+                _await(
+                    lambda wanted=phase: (  # type: ignore[misc]
+                        (home / "state.json").is_file()
+                        and f'"phase": "{wanted}"' in (home / "state.json").read_text()
+                        and '"attempt": 1' in (home / "state.json").read_text()
+                    )
+                )
+                for child in psutil.Process(process.pid).children():
+                    child.terminate()
+                process.terminate()
+                process.wait(30)
+            state = json.loads((home / "state.json").read_bytes())
+            assert state["action"]["reason"] == "none" and state["banned"] == []
+            if state["action"]["phase"] != phase:
+                break  # it was faster than the stop
+    with running(config):
+        _await(lambda: (home / "outcomes" / "local-1-a.json").exists())
+    outcome = json.loads((home / "outcomes" / "local-1-a.json").read_bytes())
+    assert outcome["installed"]["phase"] == "confirmed"
+
+
 def _await(holds: Callable[[], bool], timeout_s: float = 60) -> None:
     until = time.monotonic() + timeout_s
     while not holds():

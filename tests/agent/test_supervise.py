@@ -115,6 +115,7 @@ def test_many_clients_are_no_reason(supervised: Callable[[str], Supervisor]) -> 
     assert supervisor.restarts == 0
 
 
+@pytest.mark.slow
 def test_what_never_comes_up_is_told_from_what_ended_once(supervised: Callable[[str], Supervisor]) -> None:
     supervisor = supervised("dies dies ok")
     _await(lambda: supervisor.failing)

@@ -445,7 +445,7 @@ def test_without_a_whole_release_before_the_damaged_one_stays_and_is_repaired(ho
     assert not list((home / "incoming").iterdir())
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", [pytest.param(mode, marks=pytest.mark.slow) for mode in MODES[:-1]] + [MODES[-1]])
 def test_a_repair_that_is_stopped_anywhere_goes_on(home: Path, mode: str) -> None:
     Device(home, Repository(NEW)).install(NEW)
     (home / "current" / "manifest.json").write_bytes(b"{}")
