@@ -2,7 +2,7 @@
 
 Token F1 compares bags of words as SQuAD does (Rajpurkar et al. 2016), without its English articles rule. distinct-n is
 the share of different n-grams (Li et al. 2016); self-BLEU the BLEU of each text against the others (Zhu et al. 2018),
-by sacrebleu; the compression ratio is bytes over bytes after DEFLATE (Shaib et al. 2024): higher means more of the same.
+by sacrebleu; the compression ratio is bytes over bytes after DEFLATE (Shaib et al. 2024), higher where texts repeat.
 """
 
 from __future__ import annotations

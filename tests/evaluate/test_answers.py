@@ -37,7 +37,7 @@ def test_same_answers() -> None:
         '{"arguments": {"on": true, "room": "hall"}, "name": "light"}',
         '{"function": "light", "parameters": {"room": "hall", "on": true}}',
         '{"function": {"name": "light", "arguments": "{\\"room\\": \\"hall\\", \\"on\\": true}"}}',
-        '{"tool_calls": [{"type": "function", "function": {"name": "light", "arguments": {"room": "hall", "on": true}}}]}',
+        f'{{"tool_calls": [{{"type": "function", "function": {_CALL}}}]}}',
         f"<tool_call>\n{_CALL}\n</tool_call>",
         f"```\n{_CALL}\n```",
         f"Sure, it is on.\n{_CALL}",
