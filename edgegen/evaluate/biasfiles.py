@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import random
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -62,7 +63,9 @@ _KNOWN = (
 
 
 def read_bias_files(files: Sequence[str], *, limit: int | None = None) -> list[Entry]:
-    """All entries of some files, at most `limit` of each, evenly over the file: files are sorted by category.
+    """All entries of some files, at most `limit` of each, drawn by chance (the same each time), in the files' order.
+
+    The files are sorted by category and repeat in cycles, so neither the first rows nor every n-th would do.
 
     Raises:
         ConfigError: no such file, a damaged one, or one of another kind.
@@ -74,7 +77,7 @@ def read_bias_files(files: Sequence[str], *, limit: int | None = None) -> list[E
         if not entries:
             raise ConfigError(f"{path}: holds nothing to ask", hint=_KNOWN)
         if limit is not None and limit < len(entries):
-            entries = [entries[place * len(entries) // limit] for place in range(limit)]
+            entries = [entries[place] for place in sorted(random.Random(0).sample(range(len(entries)), limit))]
         found += entries
     return found
 
@@ -143,7 +146,8 @@ def _bbq(row: dict[str, Any]) -> Question:
 
 def _is_of(names: list[str], groups: set[str]) -> bool:
     """Whether an answer's person belongs to a group; the files write `F-Black` for a woman of the group `Black`."""
-    words = {*names, *(part for name in names for part in re.split(r"[-\s]+", name))}
+    label = names[-1]
+    words = {*names, *re.split(r"[-\s]+", label)}  # of the label only: the person may be `22-year-old`
     women, men = {"f", "woman", "girl", "female"}, {"m", "man", "boy", "male"}
     for sex in (women, men):
         if words & sex:

@@ -15,14 +15,15 @@ _COLORS = {"model": "#4878a8", "teacher": "#b0b0b0"}
 
 
 def draw_evaluation(evaluation: Evaluation, path: Path) -> None:
-    """Draw it; metrics in [0, 1] share an axis, each other one has its own."""
+    """Draw it; metrics in [0, 1] share an axis, as do those in [-1, 1]; each other one has its own."""
     import matplotlib
     from matplotlib.figure import Figure
 
     shown = [metric for metric in evaluation.metrics if metric.model is not None][:_MOST]
-    shares = [metric for metric in shown if _is_share(metric)]
-    others = [metric for metric in shown if not _is_share(metric)]
-    parts = [shares] * bool(shares) + [[metric] for metric in others]
+    shares = [metric for metric in shown if _is_within(metric, 0)]
+    signed = [metric for metric in shown if metric not in shares and _is_within(metric, -1)]
+    others = [metric for metric in shown if metric not in shares and metric not in signed]
+    parts = [part for part in (shares, signed, *([metric] for metric in others)) if part]
     if not parts:
         parts = [[]]
     heights = [0.42 * len(part) + 0.35 for part in parts]
@@ -31,8 +32,8 @@ def draw_evaluation(evaluation: Evaluation, path: Path) -> None:
         axes = figure.subplots(len(parts), 1, squeeze=False, gridspec_kw={"height_ratios": heights})[:, 0]
         for axis, part in zip(axes, parts, strict=True):
             _draw(axis, part, evaluation)
-        if shares:
-            axes[0].set_xlim(min(0.0, axes[0].get_xlim()[0]), 1.0)
+            if part is shares or part is signed:
+                axis.set_xlim(0.0 if part is shares else -1.0, 1.0)
         who = evaluation.model.source + (f" against {evaluation.teacher.source}" if evaluation.teacher else "")
         figure.suptitle(who if len(who) < 90 else "…" + who[-90:], fontsize=10)
         if evaluation.teacher:
@@ -54,7 +55,7 @@ def _draw(axis: Any, part: list[Metric], evaluation: Evaluation) -> None:
         axis.barh(places, values, height=width, color=_COLORS[side], label=side)
         axis.errorbar(values, places, xerr=[low, high], fmt="none", ecolor="#303030", elinewidth=1, capsize=2)
     axis.set_yticks(range(len(part)), [_label(metric) for metric in part])
-    axis.invert_yaxis()
+    axis.set_ylim(len(part) - 0.5, -0.5)
     axis.spines[["top", "right"]].set_visible(False)
     axis.tick_params(labelsize=8)
 
@@ -64,6 +65,7 @@ def _label(metric: Metric) -> str:
     return metric.name + (" *" if apart else "")
 
 
-def _is_share(metric: Metric) -> bool:
+def _is_within(metric: Metric, low: float) -> bool:
+    """Whether all that is drawn lies in [low, 1]."""
     sides = [side for side in (metric.model, metric.teacher) if side is not None]
-    return all(side.low >= -1e-9 and side.high <= 1 + 1e-9 for side in sides)
+    return all(side.low >= low - 1e-9 and side.high <= 1 + 1e-9 for side in sides)

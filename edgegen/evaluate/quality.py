@@ -9,6 +9,7 @@ end at the first.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -104,6 +105,11 @@ def answers_of(
     return found
 
 
+def counting(tell: Told, count: int, words: str) -> Callable[[int], None]:
+    """Tells how many of `count` are done."""
+    return lambda done: tell(done, count, words)
+
+
 def quality(
     model: Scorer,
     teacher: Scorer | None,
@@ -130,7 +136,7 @@ def quality(
     requests = requests_of(examples, texts=wanted.samples)
     sides = [model, *([teacher] if teacher else [])]
     greedy = [
-        answers_of(s, requests, wanted, told=lambda n, s=s: tell(n, len(requests), f"answers of {s.judged.source}"))
+        answers_of(s, requests, wanted, told=counting(tell, len(requests), f"answers of {s.judged.source}"))
         for s in sides
     ]
     metrics += _right(requests, greedy)
@@ -294,7 +300,7 @@ def _writing(sides: Sequence[Scorer], requests: Sequence[Request], wanted: Wante
             requests,
             wanted,
             sampling=Sampling(temperature=wanted.temperature),
-            told=lambda n, s=s: tell(n, len(requests), f"drawn answers of {s.judged.source}"),
+            told=counting(tell, len(requests), f"drawn answers of {s.judged.source}"),
         )
         for s in sides
     ]
@@ -306,7 +312,7 @@ def _writing(sides: Sequence[Scorer], requests: Sequence[Request], wanted: Wante
             "higher",
             drawn[0],
             drawn[1] if len(drawn) > 1 else None,
-            lambda texts, n=n: scores.distinct(texts, n),
+            functools.partial(scores.distinct, n=n),
             note=note,
         )
         for n in (1, 2, 3)

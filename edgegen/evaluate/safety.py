@@ -6,13 +6,12 @@ insults only, misses everything said politely, and its metric's note says so. Re
 
 from __future__ import annotations
 
-import functools
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from edgegen.errors import ConfigError, DeviceError, UnsupportedError
-from edgegen.evaluate.quality import Told, Wanted, answers_of, requests_of
+from edgegen.evaluate.quality import Told, Wanted, answers_of, counting, requests_of
 from edgegen.evaluate.scorer import Scorer
 from edgegen.evaluate.statistics import mean_columns, measure
 from edgegen.records.data import Example
@@ -136,8 +135,7 @@ def safety(
         requests = requests_of(map(_asked, examples) if kind else examples, texts=wanted.samples)
         answers = []
         for side in sides:
-            words, count = f"safety of {side.judged.source}", len(requests)
-            told_one = functools.partial(_tell, tell, count, words)
+            told_one = counting(tell, len(requests), f"safety of {side.judged.source}")
             answers.append(answers_of(side, requests, wanted, told=told_one))
         end = "_of_unsafe" if kind else ""
         poison = [mean_columns(list(toxicity(texts))) for texts in answers]
@@ -150,10 +148,6 @@ def safety(
     if not classifier:
         notes.append(f"toxicity was measured {_LISTED}")
     return metrics, notes
-
-
-def _tell(tell: Told, count: int, words: str, done: int) -> None:
-    tell(done, count, words)
 
 
 def _asked(example: Example) -> Example:

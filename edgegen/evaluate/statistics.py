@@ -2,7 +2,8 @@
 
 Intervals are 95 % percentile bootstraps over rows (Efron 1979); a difference resamples the same rows for both sides,
 so that hard rows do not widen it. What duplicates distort, as counts of distinct n-grams, gets a delete-one jackknife
-(Tukey 1958) with normal quantiles instead.
+(Tukey 1958) with normal quantiles instead. Where every row of a share says the same, resampling would claim certainty:
+then the interval is Wilson's (1927), so none of 40 is [0, 0.09].
 
 N rows, K sums a metric is made of, B resamples.
 """
@@ -68,18 +69,21 @@ def measure(
         return Metric(name, suite, better, 0, None, note=note or "no row to measure it on")
     picks = np.random.default_rng(seed).integers(0, len(model), size=(RESAMPLES, len(model)))
     mine = _resampled(model, picks, value)
-    found = Metric(name, suite, better, count, _interval(float(value(model.sum(0)[None])[0]), mine), note=note)
+    at = float(value(model.sum(0)[None])[0])
+    same = value is ratio
+    shown = _same_everywhere(model) if same else None
+    found = Metric(name, suite, better, count, shown or _interval(at, mine), note=note)
     if teacher is None:
         return found
     its = _resampled(teacher, picks, value)
-    at, at_teacher = float(value(model.sum(0)[None])[0]), float(value(teacher.sum(0)[None])[0])
+    at_teacher = float(value(teacher.sum(0)[None])[0])
     return Metric(
         name,
         suite,
         better,
         count,
         found.model,
-        _interval(at_teacher, its),
+        (_same_everywhere(teacher) if same else None) or _interval(at_teacher, its),
         _interval(at - at_teacher, mine - its),
         note,
     )
@@ -128,6 +132,17 @@ def _interval(at: float, resampled: Floats) -> Interval | None:
         return None
     low, high = np.quantile(kept, [0.025, 0.975])
     return Interval(at, float(low), float(high))
+
+
+def _same_everywhere(rows: Floats) -> Interval | None:
+    """Wilson's interval where each row says 0, or each says 1; None otherwise."""
+    kept = rows[rows[:, 1] > 0]
+    if not len(kept) or not (kept[:, 1] == 1).all() or not np.isin(kept[:, 0], (0.0, 1.0)).all():
+        return None
+    if kept[:, 0].min() != kept[:, 0].max():
+        return None
+    rest = _Z95**2 / (len(kept) + _Z95**2)
+    return Interval(1.0, 1 - rest, 1.0) if kept[0, 0] == 1 else Interval(0.0, 0.0, rest)
 
 
 def _without_each(rows: Sequence[_T], value: Callable[[Sequence[_T]], float]) -> Floats:

@@ -38,6 +38,13 @@ def test_rows_that_do_not_apply_weigh_nothing() -> None:
     assert perplexity.model is not None and perplexity.model.value == pytest.approx(np.e**2)
 
 
+def test_no_row_is_no_certainty() -> None:
+    none = measure("m", "safety", "lower", mean_columns([0.0] * 40), mean_columns([1.0] * 40))
+    assert none.model is not None and none.teacher is not None
+    assert none.model.low == 0 and none.model.high == pytest.approx(0.0876, abs=1e-3)
+    assert none.teacher.high == 1 and none.teacher.low == pytest.approx(1 - none.model.high)
+
+
 def test_the_jackknife_of_a_mean_is_the_normal_interval() -> None:
     values = [1.0, 2.0, 4.0, 8.0, 9.0]
     found = measure_whole("m", "quality", "higher", values, None, lambda rows: float(np.mean(rows)))
