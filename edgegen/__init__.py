@@ -32,6 +32,7 @@ _PUBLIC = {
     "finetune": "edgegen.sdk.tuning",
     "distill": "edgegen.sdk.tuning",
     "distill_few": "edgegen.sdk.tuning",
+    "evaluate": "edgegen.sdk.judging",
     "compress": "edgegen.sdk.pipeline",
     "plan": "edgegen.sdk.pipeline",
     "bake_off": "edgegen.sdk.bakeoff",
@@ -89,9 +90,9 @@ def __dir__() -> list[str]:
 
 
 class _Package(ModuleType):
-    """Keeps `edgegen.compress` and `edgegen.verify` functions, whatever was imported.
+    """Keeps `edgegen.compress`, `edgegen.evaluate` and `edgegen.verify` functions, whatever was imported.
 
-    Two packages have the names of public functions. Importing one, as its function itself does, would put the package
+    Three packages have the names of public functions. Importing one, as its function itself does, would put the package
     in the function's place, and the next call would fail.
     """
 

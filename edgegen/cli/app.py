@@ -22,6 +22,7 @@ from edgegen.cli import (
     distill,
     doctor,
     emulate,
+    evaluate,
     finetune,
     fleet,
     keys,
@@ -52,6 +53,7 @@ app.add_typer(data.app, name="data")
 app.add_typer(models.app, name="models")
 app.command("finetune")(finetune.finetune)
 app.command("distill")(distill.distill)
+app.command("evaluate")(evaluate.evaluate)
 app.command("plan")(plan.plan)
 app.command("compress")(compress.compress)
 app.command("verify")(verify.verify)

@@ -38,6 +38,10 @@ EXTRAS: dict[str, tuple[str, dict[str, str]]] = {
     ),
     "litert": ("LiteRT artifacts (to come)", {"ai_edge_litert": "ai-edge-litert"}),
     "litert-lm": ("verify .litertlm files in LiteRT-LM", {"litert_lm": "litert-lm-api"}),
+    "evaluate": (
+        "judge models: attributions, the usual benchmarks, likeness of texts",
+        {"captum": "captum", "lm_eval": "lm-eval", "sacrebleu": "sacrebleu"},
+    ),
     "monitor": ("the terminal monitor (to come)", {"textual": "textual"}),
     "sign": ("sign releases, and renew a repository's timestamp", {"cryptography": "cryptography"}),
     "parquet": ("export a fleet's telemetry as Parquet", {"pyarrow": "pyarrow"}),
