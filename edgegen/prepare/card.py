@@ -80,14 +80,14 @@ def write_card(
 
 def draw_bias(bias: BiasReport, path: Path) -> None:
     """Rows of each group and topic as bars; what stands out is hatched and named."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
 
     groups = [group for group in bias.groups if group.rows]
     topics = bias.topics[:12]
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, max(3.0, 0.34 * max(len(groups), len(topics)) + 1.2)))
+    figure = Figure(figsize=(11, max(3.0, 0.34 * max(len(groups), len(topics)) + 1.2)))
+    FigureCanvasAgg(figure)
+    left, right = figure.subplots(1, 2)
     names = [f"{g.category}: {g.group}" + (" !" if g.flags else "") for g in groups]
     bars = left.barh(names, [g.rows for g in groups], color="#4878a8")
     for bar, group in zip(bars, groups, strict=True):
@@ -114,4 +114,3 @@ def draw_bias(bias: BiasReport, path: Path) -> None:
         axis.tick_params(labelsize=8)
     figure.tight_layout()
     figure.savefig(path, dpi=110, metadata={"Software": None})
-    pyplot.close(figure)

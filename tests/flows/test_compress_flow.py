@@ -61,7 +61,12 @@ def test_the_reports_numbers_are_the_records(finished: Path) -> None:
     model = finished / "artifact" / artifact.model
     assert report.passed and all(check.passed for check in report.checks)
     assert report.artifact_bytes == model.stat().st_size == plan.prediction.bytes, "the size is predicted exactly"
-    assert report.digests == {"model": plan.model.digest, "data": plan.data.digest, "artifact": digest_file(model)}
+    assert report.digests == {
+        "model": plan.model.digest,
+        "data": plan.data.digest,
+        "artifact": digest_file(model),
+        "lineage": plan.lineage,
+    }
     assert sum(choice.bytes for choice in plan.tensors) < report.artifact_bytes
     checks = {check.name: check for check in report.checks}
     assert report.quality is not None and report.memory is not None
