@@ -31,6 +31,8 @@ _PUBLIC = {
     "finetune": "edgegen.sdk.tuning",
     "distill": "edgegen.sdk.tuning",
     "evaluate": "edgegen.sdk.judging",
+    "try_prompts": "edgegen.sdk.prompting",
+    "use_prompt": "edgegen.sdk.prompting",
     "compress": "edgegen.sdk.pipeline",
     "plan": "edgegen.sdk.pipeline",
     "bake_off": "edgegen.sdk.bakeoff",

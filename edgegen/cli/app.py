@@ -30,6 +30,7 @@ from edgegen.cli import (
     pack,
     plan,
     profiles,
+    prompt,
     repo,
     run,
     verify,
@@ -50,6 +51,7 @@ app.add_typer(data.app, name="data")
 app.command("finetune")(finetune.finetune)
 app.command("distill")(distill.distill)
 app.command("evaluate")(evaluate.evaluate)
+app.add_typer(prompt.app, name="prompt")
 app.command("plan")(plan.plan)
 app.command("compress")(compress.compress)
 app.command("verify")(verify.verify)
