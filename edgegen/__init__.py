@@ -33,6 +33,8 @@ _PUBLIC = {
     "distill": "edgegen.sdk.tuning",
     "distill_few": "edgegen.sdk.tuning",
     "evaluate": "edgegen.sdk.judging",
+    "try_prompts": "edgegen.sdk.prompting",
+    "use_prompt": "edgegen.sdk.prompting",
     "compress": "edgegen.sdk.pipeline",
     "plan": "edgegen.sdk.pipeline",
     "bake_off": "edgegen.sdk.bakeoff",

@@ -32,6 +32,7 @@ from edgegen.cli import (
     pack,
     plan,
     profiles,
+    prompt,
     repo,
     run,
     telemetry,
@@ -54,6 +55,7 @@ app.add_typer(models.app, name="models")
 app.command("finetune")(finetune.finetune)
 app.command("distill")(distill.distill)
 app.command("evaluate")(evaluate.evaluate)
+app.add_typer(prompt.app, name="prompt")
 app.command("plan")(plan.plan)
 app.command("compress")(compress.compress)
 app.command("verify")(verify.verify)
