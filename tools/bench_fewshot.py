@@ -75,7 +75,6 @@ def accuracy(folder: Path, rows: Sequence[tuple[str, str]]) -> float:
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """Every seed, both ways."""
-    import edgegen
     from edgegen.prepare.split import content_of
     from edgegen.records.data import Example
     from edgegen.records.task import Filters, Task
@@ -122,7 +121,6 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     differences = [b - a for a, b in zip(found["real"], found["with synthetic"], strict=True)]
     mean = statistics.mean(differences)
     half = _T95[len(differences) - 1] * statistics.stdev(differences) / math.sqrt(len(differences))
-    assert edgegen
     return {
         "settings": {k: str(v) for k, v in vars(options).items()},
         "accuracy": found,
@@ -173,7 +171,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, default=3, choices=range(3, 7), help="draws")
     parser.add_argument("--json", type=Path, help="where the figures go")
     options = parser.parse_args(argv)
-    result = run(options)
+    from edgegen.errors import EdgegenError
+
+    try:
+        result = run(options)
+    except EdgegenError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
     print("| student | accuracy of each seed |\n|---|---|")
     for name, values in result["accuracy"].items():
         print(f"| {name} | {' '.join(f'{value:.1%}' for value in values)} |")

@@ -7,6 +7,7 @@ from edgegen.fleet.actions import DECLINED, add_action, cancel_actions, end_acti
 from edgegen.fleet.audit import ENGINE, note
 from edgegen.fleet.credentials import require_name
 from edgegen.fleet.schema import next_id
+from edgegen.fleet.telemetry.retention import forget_reports
 from edgegen.fleet.transaction import Row, Transaction
 from edgegen.records.deployment import ActionState, RolloutState
 
@@ -81,13 +82,14 @@ def forget_device(tx: Transaction, now_s: float, who: str, *, device: str) -> No
     """Remove a device and its credential, so that another, or the same after it was set up anew, enrols as it.
 
     What it did stays in its rollouts, under a name that no device can have (`pi-1#4`): the new one starts with nothing
-    done.
+    done. What it reported is erased.
 
     Raises:
         ConfigError: there is no such device.
     """
     _device(tx, device)
     end_actions(tx, now_s, device)
+    forget_reports(tx, now_s, device)
     former = f"{device}#{next_id(tx, 'forgotten')}"
     tx.run("UPDATE actions SET device = ? WHERE device = ?", former, device)
     tx.run("DELETE FROM devices WHERE device = ?", device)
