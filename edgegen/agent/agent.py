@@ -229,6 +229,8 @@ class Agent:
         try:
             self._controller.enrol(self.attributes())
             work = self._controller.poll(running=self.home.current())
+            if work.canaries:
+                self.desk.ask_canaries()
             if work.wants_attributes:
                 self._controller.describe(self.attributes())
             self._take(work)

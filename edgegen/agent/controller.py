@@ -21,6 +21,7 @@ from edgegen.common.codec import decode_json, encode_json, read_bytes
 from edgegen.errors import ConfigError, NetworkError, TrustError
 from edgegen.records.base import Record
 from edgegen.records.deployment import (
+    CANARY_LINK,
     EXECUTION_OF,
     MANIFEST_PART,
     REPOSITORY_KEY,
@@ -78,6 +79,8 @@ class Work(NamedTuple):
     """Id of an action to drop, empty if none."""
     poll_s: float
     wants_attributes: bool
+    canaries: bool = False
+    """Whether the golden prompts are to be answered again now."""
 
 
 class Answer(NamedTuple):
@@ -199,7 +202,7 @@ class Controller:
             except OverError:
                 order = None
         wait = self._config.fleet.poll_s or _seconds(found.config.polling.sleep)
-        return Work(order, cancel, wait, "configData" in found.links)
+        return Work(order, cancel, wait, "configData" in found.links, CANARY_LINK in found.links)
 
     def describe(self, attributes: dict[str, str]) -> None:
         """Say what this device is."""

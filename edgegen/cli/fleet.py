@@ -275,6 +275,15 @@ def revoke(where: Where, device: Device, store: Store = None) -> None:
     sys.stdout.write(f"{device}: revoked; undo it with `edgegen fleet allow`, or free its name with `… forget`\n")
 
 
+@app.command("canary")
+def canary(where: Where, device: Device, store: Store = None) -> None:
+    """Let a device answer its golden prompts again now: has it changed, or have its users?"""
+    from edgegen.fleet.operations import WhichDevice
+
+    _do(where, store, "canary", WhichDevice(device))
+    sys.stdout.write(f"{device}: asked with its next poll; `edgegen monitor {where}` shows what comes\n")
+
+
 @app.command("allow")
 def allow(where: Where, device: Device, store: Store = None) -> None:
     """Take a revoked device's credential again."""

@@ -11,12 +11,13 @@ import msgspec
 from edgegen.fleet.actions import DECLINED
 from edgegen.fleet.audit import note
 from edgegen.fleet.credentials import checked_attributes
-from edgegen.fleet.members import join_late
+from edgegen.fleet.members import join_late, take_canaries
 from edgegen.fleet.release import describe_release
 from edgegen.fleet.request_error import RequestError
 from edgegen.fleet.rollouts import advance, undo_late
 from edgegen.fleet.transaction import Row, Transaction
 from edgegen.records.deployment import (
+    CANARY_LINK,
     TENANT,
     ActionState,
     Attributes,
@@ -83,6 +84,8 @@ def poll(tx: Transaction, now_s: float, device: Row, *, running: str, poll_s: fl
     )[0]["id"]
     if installed is not None:
         links["installedBase"] = Link(f"{root}/installedBase/{installed}")
+    if take_canaries(tx, name):
+        links[CANARY_LINK] = Link(f"{root}/configData")
     return Poll(PollConfig(Polling(_clock(poll_s))), links)
 
 

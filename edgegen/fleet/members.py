@@ -11,6 +11,9 @@ from edgegen.fleet.telemetry.retention import forget_reports
 from edgegen.fleet.transaction import Row, Transaction
 from edgegen.records.deployment import ActionState, RolloutState
 
+_CANARY = "canary:"
+"""Before a device's name: a key of `meta`."""
+
 
 def join_late(tx: Transaction, now_s: float, device: str, group: str, *, moved: bool = False) -> None:
     """Give a device what its group has or is getting, if it came later, or was called off it meanwhile.
@@ -76,6 +79,25 @@ def allow_device(tx: Transaction, now_s: float, who: str, *, device: str) -> Non
         raise ConfigError(f"device {device} is not revoked", hint="There is nothing to do.")
     tx.run("UPDATE devices SET revoked = 0 WHERE device = ?", device)
     note(tx, now_s, who, "allowed", f"device:{device}")
+
+
+def ask_canaries(tx: Transaction, now_s: float, who: str, *, device: str) -> None:
+    """Let a device answer its golden prompts again with its next poll.
+
+    Raises:
+        ConfigError: there is no such device.
+    """
+    _device(tx, device)
+    tx.run(
+        "INSERT INTO meta (key, value) VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value",
+        *(_CANARY + device, repr(now_s)),
+    )
+    note(tx, now_s, who, "canaries asked", f"device:{device}", "")
+
+
+def take_canaries(tx: Transaction, device: str) -> bool:
+    """Whether a device is to answer its golden prompts; it is told once."""
+    return bool(tx.run("DELETE FROM meta WHERE key = ?", _CANARY + device))
 
 
 def forget_device(tx: Transaction, now_s: float, who: str, *, device: str) -> None:

@@ -250,6 +250,11 @@ OPERATIONS: dict[str, Operation] = {
         type(None),
         lambda tx, now_s, who, asked: members.allow_device(tx, now_s, who, device=asked.device),
     ),
+    "canary": Operation(
+        WhichDevice,
+        type(None),
+        lambda tx, now_s, who, asked: members.ask_canaries(tx, now_s, who, device=asked.device),
+    ),
     "forget": Operation(
         WhichDevice,
         type(None),

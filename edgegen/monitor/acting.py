@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
-from edgegen.fleet.operations import Begin, WhichRollout
+from edgegen.fleet.operations import Begin, WhichDevice, WhichRollout
 from edgegen.monitor.ink import Line
+from edgegen.monitor.plain import plain
 from edgegen.monitor.shown import digest
 from edgegen.records.base import Record
 from edgegen.records.deployment import ActionState, Rollout
-from edgegen.records.monitor import FleetView, State
+from edgegen.records.monitor import DeviceRow, FleetView, State
 
 ALIVE = (State.ONLINE, State.DEGRADED)
 
@@ -72,6 +73,17 @@ def of_release(release: str, name: str, group: str, fleet: FleetView | None) -> 
         [("in waves of 5%, 25%, 100%; what runs to this group now is superseded", "warn")],
     )
     return Deed("begin", Begin(release=release, group=group), f"bring {name} to {group}", group, lines)
+
+
+def of_canaries(row: DeviceRow) -> Deed:
+    """Let one device answer its golden prompts again; its name is typed."""
+    state = "it is online" if row.state in ALIVE else f"it is {row.state}: it hears of it when it is back"
+    lines: tuple[Line, ...] = (
+        [("device ", "dim"), (plain(row.device), "bold"), ("  group ", "dim"), (plain(row.group), "")],
+        [("1 device, ", ""), (state, "")],
+        [("its model answers a few prompts when it has nothing else to do; nothing is installed", "warn")],
+    )
+    return Deed("canary", WhichDevice(row.device), f"ask {plain(row.device)} its golden prompts", row.device, lines)
 
 
 def online_share(fleet: FleetView | None, group: str) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from edgegen.errors import ConfigError
+from edgegen.fleet.operations import WhichDevice
 from edgegen.monitor import mock_outputs
 from edgegen.monitor.mock_rollouts import MockRollouts
 from edgegen.monitor.simulated import GROUPS, KINDS, LABELS, RELEASES, Simulated, chance, pick
@@ -191,6 +192,9 @@ class MockSource:
         return self._rollouts.actions(rollout, self._at(None))
 
     def act(self, name: str, asked: Record) -> Any:
+        if isinstance(asked, WhichDevice):
+            self._known(asked.device)
+            return None  # simulated devices answer as before
         return self._rollouts.act(name, asked, self._at(None))
 
     def _at(self, until_s: float | None) -> float:

@@ -27,7 +27,7 @@ from edgegen.records.monitor import (
     OutputRow,
 )
 
-ACTS = ("pause", "resume", "abort", "rollback", "begin")
+ACTS = ("pause", "resume", "abort", "rollback", "begin", "canary")
 """Operations that screens carry out when they may act."""
 
 

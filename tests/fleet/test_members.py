@@ -9,7 +9,7 @@ import pytest
 from edgegen.errors import ConfigError
 from edgegen.fleet import controller
 from edgegen.fleet.request_error import RequestError
-from edgegen.records.deployment import Execution, Feedback, Finished, Outcome, RolloutState, Status
+from edgegen.records.deployment import CANARY_LINK, Execution, Feedback, Finished, Outcome, RolloutState, Status
 from tests.fleet.site import Desk, manifest_bytes, target_of
 from tests.fleet.test_rollouts import RULES, Devices, begin, state, tick
 
@@ -177,6 +177,16 @@ def test_forgetting_a_device_that_is_at_it_keeps_no_rollout_waiting(desk: Desk) 
     tick(desk)
     found = state(desk, rollout)
     assert found.state == RolloutState.FINISHED and found.waves[0].states == {"canceled": 1, "confirmed": 1}
+
+
+def test_golden_prompts_are_asked_for_once(desk: Desk) -> None:
+    devices = Devices(desk, 2)
+    desk.do("canary", device=devices.names[0])
+    assert CANARY_LINK not in devices.links(devices.names[1])
+    assert CANARY_LINK in devices.links(devices.names[0])
+    assert CANARY_LINK not in devices.links(devices.names[0])
+    with pytest.raises(ConfigError, match="no device 'nobody'"):
+        desk.do("canary", device="nobody")
 
 
 def test_a_closed_group_lets_nobody_in(desk: Desk) -> None:

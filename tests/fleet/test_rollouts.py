@@ -53,6 +53,14 @@ class Devices:
 
     def poll(self, name: str, token: str = "") -> dict[str, int]:
         """Kind of link → number of its action."""
+        return {
+            kind: int(href.rpartition("/")[2])
+            for kind, href in self.links(name, token).items()
+            if kind in ("deploymentBase", "cancelAction", "installedBase")
+        }
+
+    def links(self, name: str, token: str = "") -> dict[str, str]:
+        """All that a poll brings: kind of link → where it leads."""
         token = token or name.ljust(40, "y" if name in self.renewed else "x")
 
         def ask(tx: Any) -> Any:
@@ -60,12 +68,7 @@ class Devices:
             running = self.running.get(name, "none")
             return controller.poll(tx, self.desk.now_s, row, running=running, poll_s=60, base="http://h")
 
-        links = self.desk.run(ask).links
-        return {
-            kind: int(link.href.rpartition("/")[2])
-            for kind, link in links.items()
-            if kind in ("deploymentBase", "cancelAction", "installedBase")
-        }
+        return {kind: link.href for kind, link in self.desk.run(ask).links.items()}
 
     def say(self, name: str, action: int, execution: Execution, finished: Finished, *details: str) -> None:
         said = Feedback(Status(execution, Outcome(finished), details=details))

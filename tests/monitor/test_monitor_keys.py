@@ -303,6 +303,16 @@ async def _(it: Driven, key: str) -> None:
     assert isinstance(it.app.screen, ConfirmScreen)
 
 
+@check("device.canary", on="device")
+async def _(it: Driven, key: str) -> None:
+    await it.press(key)
+    assert isinstance(it.app.screen, ConfirmScreen)
+    await it.type(it.view.device)
+    await it.press("enter")
+    await it.tick(0.5)
+    assert "done:" in it.said, it.said
+
+
 def acts(name: str, operation: str) -> None:
     async def run(it: Driven, key: str) -> None:
         await it.press(key)

@@ -86,6 +86,11 @@ class Desk:
         self._last = _said(action) if action is not None and action.phase in TERMINAL else ("", "")
         self._stop = threading.Event()
         self._threads: list[threading.Thread] = []
+        self._canaries_now = threading.Event()
+
+    def ask_canaries(self) -> None:
+        """Answer the golden prompts again as soon as the model has nothing else to do."""
+        self._canaries_now.set()
 
     def for_serving(self) -> Reporting | None:
         """What the serving process needs to report its answers; None: it does not."""
@@ -182,6 +187,9 @@ class Desk:
                     if stamp().mono_s >= next_s:
                         next_s = stamp().mono_s + config.health_s
                         writer.record(Lane.NUMBERS, self._health(serving, sensors, spool.depth()))
+                    if self._canaries_now.is_set():
+                        self._canaries_now.clear()
+                        canaries.begin()
                     canaries.step()
 
         self._keep_on(work, "the device is not watched")

@@ -10,6 +10,7 @@ from textual import events
 from textual.binding import BindingType
 from textual.widget import Widget
 
+from edgegen.monitor import acting
 from edgegen.monitor.ink import Line, Piece, fit
 from edgegen.monitor.keymap import key
 from edgegen.monitor.plain import plain
@@ -47,6 +48,7 @@ class DeviceView(View):
         key("device.events", "v", "events", "Its events", show="events"),
         key("device.compare", "a", "compare", "Old against new release", show="old/new"),
         key("device.describe", "d", "describe", "All that it says of itself, or the figures", show="describe"),
+        key("device.canary", "C", "canary", "ACTS: ask its golden prompts again now"),
         key("device.next", "n", "beside(1)", "Next device of the fleet's list"),
         key("device.previous", "N", "beside(-1)", "Device before"),
     ]
@@ -130,6 +132,10 @@ class DeviceView(View):
 
     def action_compare(self) -> None:
         self.monitor.go("outputs", device=self.device, compare="yes")
+
+    def action_canary(self) -> None:
+        if self.detail is not None and self.monitor.may_act():
+            self.monitor.act(acting.of_canaries(self.detail.row))
 
     def action_beside(self, by: int) -> None:
         fleet = self.monitor.get_screen("fleet")

@@ -115,6 +115,19 @@ def test_each_prompt_once_a_day_and_not_again_after_a_restart(tmp_path: Path, sp
     assert 27 * 2 <= len(bench.canary_reports()) <= 35 * 2
 
 
+def test_asked_for_it_answers_whatever_the_clock_says(tmp_path: Path, spool: Spool) -> None:
+    bench = Bench(tmp_path, spool, hours=0.0, hash_days=0.0)
+    bench.canaries.step()
+    assert bench.model.asked == []
+    bench.canaries.begin()
+    for _ in range(4):
+        bench.canaries.step()
+    assert bench.model.asked == list(GOLDEN)
+    for _ in range(3):
+        bench.canaries.step()
+    assert bench.model.asked == list(GOLDEN)
+
+
 def test_a_model_that_has_something_to_do_is_asked_later(tmp_path: Path, spool: Spool) -> None:
     bench = Bench(tmp_path, spool)
     bench.canaries.step()
