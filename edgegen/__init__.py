@@ -31,6 +31,7 @@ _PUBLIC = {
     "finetune": "edgegen.sdk.tuning",
     "distill": "edgegen.sdk.tuning",
     "evaluate": "edgegen.sdk.judging",
+    "explain": "edgegen.sdk.explaining",
     "try_prompts": "edgegen.sdk.prompting",
     "use_prompt": "edgegen.sdk.prompting",
     "compress": "edgegen.sdk.pipeline",
