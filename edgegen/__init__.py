@@ -33,6 +33,7 @@ _PUBLIC = {
     "distill": "edgegen.sdk.tuning",
     "distill_few": "edgegen.sdk.tuning",
     "evaluate": "edgegen.sdk.judging",
+    "explain": "edgegen.sdk.explaining",
     "try_prompts": "edgegen.sdk.prompting",
     "use_prompt": "edgegen.sdk.prompting",
     "compress": "edgegen.sdk.pipeline",

@@ -23,6 +23,7 @@ from edgegen.cli import (
     doctor,
     emulate,
     evaluate,
+    explain,
     finetune,
     fleet,
     keys,
@@ -55,6 +56,7 @@ app.add_typer(models.app, name="models")
 app.command("finetune")(finetune.finetune)
 app.command("distill")(distill.distill)
 app.command("evaluate")(evaluate.evaluate)
+app.command("explain")(explain.explain)
 app.add_typer(prompt.app, name="prompt")
 app.command("plan")(plan.plan)
 app.command("compress")(compress.compress)

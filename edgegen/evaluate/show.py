@@ -12,15 +12,15 @@ def evaluation_lines(evaluation: Evaluation) -> Iterator[str]:
     """A table of the metrics, the gates, and notes."""
     width = max([len(metric.name) for metric in evaluation.metrics] + [12]) + 2
     against = evaluation.teacher is not None
-    head = f"{'':{width}}{'model':24}" + (f"{'teacher':24}difference" if against else "")
+    head = f"{'':{width}}{'model':28}" + (f"{'teacher':28}difference" if against else "")
     suite = ""
     for metric in evaluation.metrics:
         if metric.suite != suite:
             suite = metric.suite
             yield f"{suite:{width}}{head[width:]}".rstrip()
-        line = f"{metric.name:{width}}{_shown(metric.model):24}"
+        line = f"{metric.name:{width}}{_shown(metric.model):28}"
         if against:
-            line += f"{_shown(metric.teacher):24}{_shown(metric.difference, sign=True)}"
+            line += f"{_shown(metric.teacher):28}{_shown(metric.difference, sign=True)}"
             if metric.difference is not None and not metric.difference.low <= 0 <= metric.difference.high:
                 line += " *"
         yield line.rstrip()

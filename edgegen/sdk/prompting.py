@@ -149,8 +149,10 @@ def read_history(prompts: str | Path) -> list[PromptTrial | PromptUsed]:
     found: list[PromptTrial | PromptUsed] = []
     for number, line in enumerate(path.read_bytes().splitlines(), 1):
         try:
-            kind: type[PromptTrial | PromptUsed] = PromptTrial if b'"scores"' in line else PromptUsed
-            found.append(msgspec.json.decode(line, type=kind))
+            if b'"scores":' in line:
+                found.append(msgspec.json.decode(line, type=PromptTrial))
+            else:
+                found.append(msgspec.json.decode(line, type=PromptUsed))
         except msgspec.MsgspecError as error:
             raise ConfigError(f"{path}: line {number}: {error}", hint="Mend it, or move the file away.") from error
     return found
