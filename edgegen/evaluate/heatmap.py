@@ -45,7 +45,8 @@ def draw_explanation(explanation: Explanation, path: Path) -> None:
             axis.spines[:].set_visible(False)
             axis.tick_params(length=0)
         figure.suptitle(
-            f"nats of “{_short(explanation.answer.replace(chr(10), ' '), 90)}”;  ○ without the word the answer (or its call) changes",
+            f"nats of “{_short(explanation.answer.replace(chr(10), ' '), 90)}”;  "
+            "○ without the word the answer (or its call) changes",
             fontsize=9,
             parse_math=False,
         )
