@@ -131,12 +131,12 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
 def _teach(tuning: Any, options: argparse.Namespace, data: Any, task: Any, out: Path, seed: int) -> Any:
     from edgegen.training.options import Options
-    from edgegen.tune.distill import Pupil
     from edgegen.tune.fewshot import teach_few
+    from edgegen.tune.pupil import Pupil
     from edgegen.tune.student import parse_student
 
     teacher = tuning.Learner(options.teacher)
-    shape = parse_student(options.student, teacher.config)
+    shape = parse_student(options.student, teacher.empty.config)
     pupil = teacher if shape is not None else tuning.Learner(options.student)
     return teach_few(
         teacher.ref,

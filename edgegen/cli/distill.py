@@ -19,6 +19,7 @@ from edgegen.cli.finetune import (
     Rate,
     Seed,
     Steps,
+    course_of,
     show_training,
 )
 from edgegen.cli.render import training_progress
@@ -72,57 +73,43 @@ def distill(
     """
     if bool(few_shot) != (task is not None):
         raise ConfigError("--few-shot and --task go together", hint="Like --few-shot 32 --task prompts.toml.")
-    if few_shot:
-        with training_progress(quiet, "Distilling") as told:
-            from edgegen.sdk import tuning
-
-            training, report = tuning.distill_few(
-                teacher,
-                student=student,
-                data=data,
-                task=task or "",
-                few=few_shot,
-                out=out,
-                epochs=epochs,
-                steps=steps,
-                batch=batch,
-                rate=rate,
-                max_tokens=max_tokens,
-                told=told,
-                micro_batch=micro_batch,
-                packed=packed,
-                patience=patience,
-                seed=seed,
-                max_seconds=60 * max_minutes,
-            )
-        if not json:
-            show_synthetic(report)
-        show_training(training, out=out, json=json)
-        return
+    course = course_of(
+        epochs=epochs,
+        steps=steps,
+        batch=batch,
+        micro_batch=micro_batch,
+        rate=rate,
+        max_tokens=max_tokens,
+        packed=packed,
+        patience=patience,
+        seed=seed,
+        max_minutes=max_minutes,
+    )
+    report = None
     with training_progress(quiet, "Distilling") as told:
         from edgegen.sdk import tuning
         from edgegen.tune.distill import Distilling
 
-        how = Distilling(loss=loss, alpha=alpha, temperature=temperature, labels=labels, top=top, on_policy=on_policy)
-        training = tuning.distill(
-            teacher,
-            student=student,
-            data=data,
-            out=out,
-            how=how,
-            sequence_level=sequence_level,
-            epochs=epochs,
-            steps=steps,
-            batch=batch,
-            rate=rate,
-            max_tokens=max_tokens,
-            told=told,
-            micro_batch=micro_batch,
-            packed=packed,
-            patience=patience,
-            seed=seed,
-            max_seconds=60 * max_minutes,
-        )
+        if task is not None:
+            training, report = tuning.distill_few(
+                teacher, student=student, data=data, task=task, few=few_shot, out=out, told=told, **course
+            )
+        else:
+            how = Distilling(
+                loss=loss, alpha=alpha, temperature=temperature, labels=labels, top=top, on_policy=on_policy
+            )
+            training = tuning.distill(
+                teacher,
+                student=student,
+                data=data,
+                out=out,
+                how=how,
+                sequence_level=sequence_level,
+                told=told,
+                **course,
+            )
+    if report is not None and not json:
+        show_synthetic(report)
     show_training(training, out=out, json=json)
 
 

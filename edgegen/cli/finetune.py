@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from edgegen.cli import options
 from edgegen.cli.render import training_progress, write_json
 from edgegen.records.training import Training
+
+if TYPE_CHECKING:
+    from edgegen.sdk.tuning import Course
 
 Epochs = Annotated[float, typer.Option("--epochs", help="How often each example is shown.")]
 Steps = Annotated[int | None, typer.Option("--steps", help="Batches to learn from, instead of --epochs.")]
@@ -52,6 +55,18 @@ def finetune(
     Only answers are learnt where examples have them. The weights with the best held-out loss are kept; adapters are
     merged into them, and kept in OUT/adapter. Several processes: `accelerate launch -m edgegen finetune …`.
     """
+    course = course_of(
+        epochs=epochs,
+        steps=steps,
+        batch=batch,
+        micro_batch=micro_batch,
+        rate=rate,
+        max_tokens=max_tokens,
+        packed=packed,
+        patience=patience,
+        seed=seed,
+        max_minutes=max_minutes,
+    )
     with training_progress(quiet, "Fine-tuning") as told:
         from edgegen.sdk import tuning
         from edgegen.tune.adapters import Adapter
@@ -62,19 +77,38 @@ def finetune(
             out=out,
             method=method,
             adapter=Adapter(rank=rank, alpha=alpha, dropout=dropout, virtual_tokens=virtual_tokens),
-            epochs=epochs,
-            steps=steps,
-            batch=batch,
-            rate=rate,
-            max_tokens=max_tokens,
             told=told,
-            micro_batch=micro_batch,
-            packed=packed,
-            patience=patience,
-            seed=seed,
-            max_seconds=60 * max_minutes,
+            **course,
         )
     show_training(training, out=out, json=json)
+
+
+def course_of(
+    *,
+    epochs: float,
+    steps: int | None,
+    batch: int,
+    micro_batch: int,
+    rate: float | None,
+    max_tokens: int | None,
+    packed: bool,
+    patience: int,
+    seed: int,
+    max_minutes: float,
+) -> Course:
+    """The command line's words as the SDK's arguments."""
+    return {
+        "epochs": epochs,
+        "steps": steps,
+        "batch": batch,
+        "micro_batch": micro_batch,
+        "rate": rate,
+        "max_tokens": max_tokens,
+        "packed": packed,
+        "patience": patience,
+        "seed": seed,
+        "max_seconds": 60 * max_minutes,
+    }
 
 
 def show_training(training: Training, *, out: str, json: bool) -> None:

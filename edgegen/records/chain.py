@@ -8,13 +8,9 @@ from edgegen.records.recipe import Recipe
 CHAIN_FILE = "chain.json"
 
 
-class Teach(Record, frozen=True):
-    """`[teacher]`: fine-tune the base model; keys as the options of `edgegen finetune`."""
+class Course(Record, frozen=True, kw_only=True):
+    """How long and how fast a step learns."""
 
-    method: str = "lora"
-    rank: int = 16
-    alpha: float = 32.0
-    dropout: float = 0.0
     epochs: float = 3.0
     steps: int | None = None
     batch: int = 16
@@ -25,7 +21,16 @@ class Teach(Record, frozen=True):
     seed: int = 0
 
 
-class Learn(Record, frozen=True):
+class Teach(Course, frozen=True, kw_only=True):
+    """`[teacher]`: fine-tune the base model; keys as the options of `edgegen finetune`."""
+
+    method: str = "lora"
+    rank: int = 16
+    alpha: float = 32.0
+    dropout: float = 0.0
+
+
+class Learn(Course, frozen=True, kw_only=True):
     """`[student]`: distill a smaller model; keys as the options of `edgegen distill`."""
 
     student: str
@@ -36,14 +41,6 @@ class Learn(Record, frozen=True):
     top: int = 0
     on_policy: float = 0.0
     sequence_level: bool = False
-    epochs: float = 3.0
-    steps: int | None = None
-    batch: int = 16
-    rate: float | None = None
-    max_tokens: int | None = None
-    packed: bool = False
-    patience: int = 3
-    seed: int = 0
 
 
 class Shrink(Record, frozen=True):

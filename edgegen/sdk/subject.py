@@ -27,8 +27,8 @@ CALIBRATION_TOKENS = 8192
 SCORED_TOKENS = 4096
 
 
-class Subject:
-    """What is compressed, and the text that it is judged on.
+class CheckedModel:
+    """A checkpoint that was found and checked; no weights are loaded.
 
     Attributes:
         ref: the checkpoint.
@@ -37,10 +37,37 @@ class Subject:
         empty: its architecture without weights.
         tokenizer: its own.
         summary: its sizes.
-        task: what it is for, and how it is judged.
-        split: the data, calibration and held-out rows.
         eos_ids: where answers end.
         notes: what is odd but harmless.
+    """
+
+    def __init__(self, model: str, targets: Sequence[Target] = ()) -> None:
+        """
+        Args:
+            targets: runtimes that it is meant for; at least one has to know its family; empty: none is asked.
+
+        Raises:
+            ConfigError, UnsupportedError, NetworkError: whatever is wrong with it.
+        """
+        self.ref: ModelRef = find_model(model)
+        folder = Path(self.ref.path)
+        self.config: dict[str, Any] = read_config(self.ref)
+        if targets:
+            require_family(self.ref, self.config, targets)
+        self.checkpoint = Checkpoint(folder)
+        self.empty = empty_model(self.ref)
+        self.tokenizer = open_tokenizer(folder)
+        self.notes = check_model(self.ref, self.empty, self.checkpoint, self.tokenizer)
+        self.summary: ModelSummary = summarize(self.empty, self.checkpoint)
+        self.eos_ids = stop_ids(folder, self.config, self.tokenizer)
+
+
+class Subject(CheckedModel):
+    """What is compressed, and the text that it is judged on.
+
+    Attributes:
+        task: what it is for, and how it is judged.
+        split: the data, calibration and held-out rows.
     """
 
     def __init__(self, model: str, data: str | None, targets: Sequence[Target]) -> None:
@@ -52,17 +79,8 @@ class Subject:
         Raises:
             ConfigError, UnsupportedError, NetworkError: whatever is wrong with them.
         """
-        self.ref: ModelRef = find_model(model)
-        folder = Path(self.ref.path)
-        self.config: dict[str, Any] = read_config(self.ref)
-        require_family(self.ref, self.config, targets)
-        self.checkpoint = Checkpoint(folder)
-        self.empty = empty_model(self.ref)
-        self.tokenizer = open_tokenizer(folder)
-        self.notes = check_model(self.ref, self.empty, self.checkpoint, self.tokenizer)
-        self.summary: ModelSummary = summarize(self.empty, self.checkpoint)
+        super().__init__(model, targets)
         self.task: Task = task_of(self.summary)
-        self.eos_ids = stop_ids(folder, self.config, self.tokenizer)
         self.split: Split = prepare_data(data)
 
     @functools.cached_property

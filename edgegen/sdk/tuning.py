@@ -4,58 +4,65 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 from edgegen.common.codec import load_toml
 from edgegen.errors import ConfigError, UnsupportedError
-from edgegen.modeling.checkpoint import Checkpoint
-from edgegen.modeling.load import check_model, empty_model, find_model, open_tokenizer, read_config
-from edgegen.modeling.summary import summarize
 from edgegen.prepare.built import example_of, is_built, open_dataset, read_rows
 from edgegen.prepare.split import prepare_data
-from edgegen.records.model import ModelRef, ModelSummary
 from edgegen.records.task import SyntheticReport, Task
 from edgegen.records.training import Training
-from edgegen.sdk.subject import stop_ids
+from edgegen.sdk.subject import CheckedModel
 from edgegen.training.batches import encode, steps_for
 from edgegen.training.options import Options
 from edgegen.tune.adapters import Adapter, require_method
-from edgegen.tune.distill import Distilling, Pupil, require_distilling
+from edgegen.tune.distill import Distilling, require_distilling
 from edgegen.tune.distill import distill as run_distill
 from edgegen.tune.fewshot import teach_few
 from edgegen.tune.finetune import Data
 from edgegen.tune.finetune import finetune as run_finetune
+from edgegen.tune.pupil import Pupil
 from edgegen.tune.student import parse_student
 
 Told = Callable[[int, int, str], None]
 """(steps done, steps, words)."""
+_EPOCHS, _BATCH = 3.0, 16
 
 
-class Learner:
-    """A model that is to be trained, found and checked; no weights are loaded.
+class Course(TypedDict, total=False):
+    """Keyword arguments of `finetune`, `distill` and `distill_few`: how long and how fast is learnt."""
 
-    Attributes:
-        ref: the checkpoint.
-        tokenizer: its own.
-        summary: its sizes.
-        config: transformers' object of its configuration.
-        eos_ids: where answers end.
-    """
+    epochs: float
+    """How often each example is shown, unless `steps` says how many batches there are."""
+    steps: int | None
+    batch: int
+    """Examples a step, all processes together."""
+    micro_batch: int
+    """Of them in memory at once; 0: all."""
+    rate: float | None
+    """Highest learning rate; None: one that suits what is trained."""
+    max_tokens: int | None
+    """Longest sequence; None: the model's context, at most 512."""
+    packed: bool
+    """Short examples share a sequence, unseen by each other."""
+    evaluate_every: int
+    """Steps between looks at the held-out loss; 0: ten looks."""
+    patience: int
+    """Looks without a better one before it stops; 0: it does not stop early."""
+    seed: int
+    max_seconds: float
+    """Stop after this time with the best so far; 0: no limit."""
+
+
+class Learner(CheckedModel):
+    """A model that is to be trained, or that teaches."""
 
     def __init__(self, model: str) -> None:
         """
         Raises:
             ConfigError, UnsupportedError, NetworkError: whatever is wrong with it.
         """
-        self.ref: ModelRef = find_model(model)
-        folder = Path(self.ref.path)
-        said = read_config(self.ref)
-        checkpoint, empty = Checkpoint(folder), empty_model(self.ref)
-        self.tokenizer = open_tokenizer(folder)
-        self.notes = check_model(self.ref, empty, checkpoint, self.tokenizer)
-        self.summary: ModelSummary = summarize(empty, checkpoint)
-        self.config = empty.config
-        self.eos_ids = stop_ids(folder, said, self.tokenizer)
+        super().__init__(model)
         if self.summary.task != "causal":
             raise UnsupportedError(
                 f"{model}: a {self.summary.task} cannot be trained yet", hint="Models that continue text can."
@@ -85,13 +92,8 @@ def finetune(
     out: str | Path = "teacher",
     method: str = "lora",
     adapter: Adapter = Adapter(),
-    epochs: float = 3.0,
-    steps: int | None = None,
-    batch: int = 16,
-    rate: float | None = None,
-    max_tokens: int | None = None,
     told: Told | None = None,
-    **options: Any,
+    **course: Unpack[Course],
 ) -> Training:
     """Fine-tune a model on examples and write it to `out`; the same call goes on where a killed one was.
 
@@ -99,29 +101,16 @@ def finetune(
         model: a checkpoint's folder or a hub id.
         data: a built data set's folder, or whatever `compress` reads.
         method: lora, rslora, dora, qlora (on a CUDA GPU), full or prompt-tuning.
-        epochs: how often each example is shown, unless `steps` says how many batches there are.
-        batch: examples a step, all processes together.
-        rate: highest learning rate; None: 2e-4 for adapters, 5e-5 for all weights, 1e-2 for soft prompts.
-        max_tokens: longest sequence; None: the model's context, at most 512.
         told: hears about progress.
-        options: further `edgegen.training.options.Options`.
+        course: see `Course`; three epochs, and a rate of 2e-4 for adapters, 5e-5 for all weights and 1e-2 for soft
+            prompts, unless it says otherwise.
 
     Raises:
         ConfigError, UnsupportedError, DeviceError, NetworkError: see `edgegen.errors`.
     """
     require_method(method)
-    place = Path(out).expanduser()
     learner, found = Learner(model), learning_data(data)
-    made = make_options(
-        learner,
-        found,
-        epochs=epochs,
-        steps=steps,
-        batch=batch,
-        rate=rate if rate is not None else {"full": 5e-5, "prompt-tuning": 1e-2}.get(method, 2e-4),
-        max_tokens=max_tokens,
-        options=options,
-    )
+    rate = {"full": 5e-5, "prompt-tuning": 1e-2}.get(method, 2e-4)
     return run_finetune(
         learner.ref,
         learner.tokenizer,
@@ -129,40 +118,10 @@ def finetune(
         parameters=learner.summary.parameters,
         method=method,
         adapter=adapter,
-        options=made,
-        out=place,
+        options=make_options(learner, found, course, rate=rate),
+        out=Path(out).expanduser(),
         progress=told,
     )
-
-
-def make_options(
-    learner: Learner,
-    data: Data,
-    *,
-    epochs: float,
-    steps: int | None,
-    batch: int,
-    rate: float,
-    max_tokens: int | None,
-    options: dict[str, Any],
-) -> Options:
-    """Options of a run, with the steps that the epochs take.
-
-    Raises:
-        ConfigError: a number out of range, or data smaller than a batch.
-    """
-    context = learner.summary.context_tokens
-    length = min(max_tokens or 512, context)
-    for name, value in (("--batch", batch), ("--epochs", epochs), ("--rate", rate), ("--max-tokens", length)):
-        if not value > 0:
-            raise ConfigError(f"{name} must be above 0, not {value}")
-    if steps is not None and steps < 1:
-        raise ConfigError(f"--steps must be at least 1, not {steps}")
-    packed = bool(options.get("packed", False))
-    if steps is None:
-        items = encode(learner.tokenizer, data.train, max_tokens=length)
-        steps = steps_for(items, rows=batch, epochs=epochs, packed_tokens=length if packed else 0)
-    return Options(steps=steps, batch=batch, rate=rate, max_tokens=length, **options)
 
 
 def distill(
@@ -173,13 +132,8 @@ def distill(
     out: str | Path = "student",
     how: Distilling = Distilling(),
     sequence_level: bool = False,
-    epochs: float = 3.0,
-    steps: int | None = None,
-    batch: int = 16,
-    rate: float | None = None,
-    max_tokens: int | None = None,
     told: Told | None = None,
-    **options: Any,
+    **course: Unpack[Course],
 ) -> Training:
     """Teach a smaller model what a larger one would say, and write it to `out`.
 
@@ -191,40 +145,24 @@ def distill(
         how: loss, temperature, labels, cache, on-policy.
         sequence_level: learn the teacher's answers instead of its distributions; the only way where vocabularies
             differ.
-        rate: highest learning rate; None: 1e-3 for a derived student, 1e-4 for a checkpoint.
+        course: see `Course`; three epochs, and a rate of 1e-3 for a derived student, 1e-4 for a checkpoint, unless it
+            says otherwise.
 
     Raises:
         ConfigError, UnsupportedError, DeviceError, NetworkError: see `edgegen.errors`.
     """
     require_distilling(how)
-    place = Path(out).expanduser()
     master, found = Learner(teacher), learning_data(data)
-    shape = parse_student(student, master.config)
-    learner = master if shape is not None else Learner(student)
-    made = make_options(
-        learner,
-        found,
-        epochs=epochs,
-        steps=steps,
-        batch=batch,
-        rate=rate if rate is not None else 1e-3 if shape is not None else 1e-4,
-        max_tokens=max_tokens,
-        options=options,
-    )
+    learner, pupil = _pupil(student, master)
     return run_distill(
         master.ref,
         master.tokenizer,
-        Pupil(
-            ref=None if shape is not None else learner.ref,
-            shape=shape,
-            tokenizer=learner.tokenizer,
-            parameters=learner.summary.parameters,
-        ),
+        pupil,
         found,
         teacher_parameters=master.summary.parameters,
         how=how,
-        options=made,
-        out=place,
+        options=make_options(learner, found, course, rate=1e-4 if pupil.ref else 1e-3),
+        out=Path(out).expanduser(),
         eos_ids=master.eos_ids,
         context_tokens=min(master.summary.context_tokens, learner.summary.context_tokens),
         sequence_level=sequence_level,
@@ -240,13 +178,8 @@ def distill_few(
     task: Task | str,
     few: int = 32,
     out: str | Path = "student",
-    epochs: float = 10.0,
-    steps: int | None = None,
-    batch: int = 16,
-    rate: float | None = None,
-    max_tokens: int | None = None,
     told: Told | None = None,
-    **options: Any,
+    **course: Unpack[Course],
 ) -> tuple[Training, SyntheticReport]:
     """Teach a student with a few real examples and what a teacher makes of them, and write it to `out`.
 
@@ -255,6 +188,7 @@ def distill_few(
         data: whose first `few` training rows are the seeds; its validation rows choose the best weights, and are
             learnt shortly at the end.
         task: how the teacher is asked, as a record or a TOML file.
+        course: as `distill`; its epochs are of the real and the wanted synthetic examples together.
 
     Returns:
         The run, and what became of the synthetic examples.
@@ -266,37 +200,56 @@ def distill_few(
     if few < 2:
         raise ConfigError(f"--few-shot must be at least 2, not {few}")
     wanted = load_toml(Path(task).expanduser(), Task) if isinstance(task, str) else task
-    place = Path(out).expanduser()
     master, found = Learner(teacher), learning_data(data)
-    shape = parse_student(student, master.config)
-    learner = master if shape is not None else Learner(student)
-    if steps is None:
+    learner, pupil = _pupil(student, master)
+    if course.get("steps") is None:
         examples = min(few, len(found.train)) + wanted.synthetic
-        steps = max(1, round(epochs * examples / batch))
-    made = make_options(
-        learner,
-        found,
-        epochs=epochs,
-        steps=steps,
-        batch=batch,
-        rate=rate if rate is not None else 1e-3 if shape is not None else 2e-4,
-        max_tokens=max_tokens,
-        options=options,
-    )
+        epochs, batch = course.get("epochs", _EPOCHS), course.get("batch", _BATCH)
+        course["steps"] = max(1, round(epochs * examples / max(1, batch)))
     return teach_few(
         master.ref,
         master.tokenizer,
-        Pupil(
-            ref=None if shape is not None else learner.ref,
-            shape=shape,
-            tokenizer=learner.tokenizer,
-            parameters=learner.summary.parameters,
-        ),
+        pupil,
         found,
         wanted,
         teacher_parameters=master.summary.parameters,
         few=few,
-        options=made,
-        out=place,
+        options=make_options(learner, found, course, rate=1e-4 if pupil.ref else 1e-3),
+        out=Path(out).expanduser(),
         progress=told,
     )
+
+
+def _pupil(student: str, master: Learner) -> tuple[Learner, Pupil]:
+    """Who learns, and the model that its tokenizer and its context are of."""
+    shape = parse_student(student, master.empty.config)
+    learner = master if shape is not None else Learner(student)
+    ref = None if shape is not None else learner.ref
+    return learner, Pupil(ref, shape, learner.tokenizer, learner.summary.parameters)
+
+
+def make_options(learner: Learner, data: Data, course: Course, *, rate: float) -> Options:
+    """Options of a run, with the steps that the epochs take.
+
+    Args:
+        rate: where the course names none.
+
+    Raises:
+        ConfigError: a number out of range, or data without a token to learn from.
+    """
+    said: dict[str, Any] = dict(course)
+    epochs, steps = said.pop("epochs", _EPOCHS), said.pop("steps", None)
+    batch = said.pop("batch", _BATCH)
+    chosen = said.pop("rate", None)
+    rate = rate if chosen is None else chosen
+    longest = said.pop("max_tokens", None)
+    length = min(512 if longest is None else longest, learner.summary.context_tokens)
+    for name, value in (("--batch", batch), ("--epochs", epochs), ("--rate", rate), ("--max-tokens", length)):
+        if not value > 0:
+            raise ConfigError(f"{name} must be above 0, not {value}")
+    if steps is not None and steps < 1:
+        raise ConfigError(f"--steps must be at least 1, not {steps}")
+    if steps is None:
+        items = encode(learner.tokenizer, data.train, max_tokens=length)
+        steps = steps_for(items, rows=batch, epochs=epochs, packed_tokens=length if said.get("packed") else 0)
+    return Options(steps=steps, batch=batch, rate=rate, max_tokens=length, **said)

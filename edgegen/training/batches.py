@@ -183,18 +183,15 @@ class Order:
         self._epoch = -1
         self._starts: list[list[int]] = []
 
-    def at(self, step: int) -> tuple[Batch | None, float]:
-        """This process's batch of a step (from 0), and the weight of the whole batch's counted predictions.
-
-        None: this process has no row of it.
-        """
+    def at(self, step: int) -> tuple[Batch, float]:
+        """This process's part of a step's batch, and what the whole batch's counted predictions weigh; steps from 0."""
         epoch, place = divmod(step, self.steps_per_epoch)
         if epoch != self._epoch:
             self._epoch, self._starts = epoch, self._arranged(epoch)
         chosen = [self._rows[number] for number in self._starts[place]]
         total = sum(item.mass for row in chosen for item in row)
         mine = chosen[self._process :: self._processes]
-        return (collate(mine, packed=self._packed) if mine else None), total
+        return collate(mine, packed=self._packed), total
 
     def _arranged(self, epoch: int) -> list[list[int]]:
         """The epoch's batches: rows of like length together, so that little is padding, in random order."""

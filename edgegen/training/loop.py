@@ -11,6 +11,7 @@ up again does the same sums as one that was not.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -171,7 +172,6 @@ class _Run:
             process=accelerator.process_index,
             processes=accelerator.num_processes,
         )
-        self.bare = model
         torch.manual_seed(options.seed)
         self.model, self.optimizer = accelerator.prepare(model, _optimizer(model, options))
         self.trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
@@ -245,12 +245,11 @@ class _Run:
             group["lr"] = rate_at(step, options)
         batch, weight = self.order.at(step)
         size = options.micro_batch or options.batch
-        rows = batch.items if batch is not None else ()
-        parts = [rows[start : start + size] for start in range(0, len(rows), size)]
+        parts = [batch.items[start : start + size] for start in range(0, len(batch.items), size)]
         total = torch.zeros(3, dtype=torch.float64, device=accelerator.device)
         for number, part in enumerate(parts):
             piece = collate(part, packed=options.packed).to(accelerator.device)
-            with accelerator.no_sync(self.model) if number + 1 < len(parts) else accelerator.autocast():
+            with accelerator.no_sync(self.model) if number + 1 < len(parts) else contextlib.nullcontext():
                 with accelerator.autocast():
                     summed = self.loss(self.model, piece)
                 # Gradients of processes are averaged: times their number they are added up.

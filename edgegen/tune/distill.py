@@ -10,7 +10,7 @@ compared: the teacher's own answers are learnt instead (sequence-level, Kim and 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,22 +19,21 @@ import numpy as np
 import torch
 
 from edgegen.common.codec import digest_record
-from edgegen.common.files import building, remove_tree
 from edgegen.errors import ConfigError
 from edgegen.modeling.load import open_model
 from edgegen.modeling.text import prompt_ids
 from edgegen.records.base import Record
 from edgegen.records.data import Example
 from edgegen.records.model import ModelRef
-from edgegen.records.training import TRAINING_FILE, Training
+from edgegen.records.training import Training
 from edgegen.training.batches import Batch, Item, collate, encode
 from edgegen.training.divergence import KINDS
 from edgegen.training.loop import Progress, fit, make_accelerator
 from edgegen.training.losses import counted, logits_of
 from edgegen.training.options import Options
 from edgegen.tune.finetune import Data, finished, result_of, training_of
-from edgegen.tune.save import save_model, seal, stored_dtype
-from edgegen.tune.student import Shape, derive_student
+from edgegen.tune.pupil import Pupil
+from edgegen.tune.save import publish
 from edgegen.tune.teacher import CachedTeacher, LiveTeacher, Teacher, keep_answers
 
 _ANSWER_TOKENS = 128
@@ -143,23 +142,32 @@ class DistillationLoss:
         return (distance * weights).sum() * (whole / float(weights.sum()))
 
 
+def generate(
+    model: Any, ids: torch.Tensor, eos_ids: Iterable[int], most: int, *, sampled: bool = False
+) -> torch.Tensor:
+    """(1, L) ids with at most `most` tokens more, to the first of `eos_ids`: the likeliest, or drawn at temperature 1."""
+    continued: torch.Tensor = model.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        do_sample=sampled,
+        temperature=1.0,
+        top_k=0,
+        top_p=1.0,
+        max_new_tokens=most,
+        eos_token_id=list(eos_ids) or None,
+        pad_token_id=0,
+    )
+    return continued
+
+
 def _answered(model: Any, item: Item, eos: frozenset[int], context: int) -> Item:
     """An item whose answer is sampled from the model, at temperature 1; its prompt stays."""
     first = int(np.argmax(item.counts))  # predicts the answer's first token
     prompt = torch.from_numpy(item.ids[: first + 1])[None]
     most = min(_ANSWER_TOKENS, max(1, context - first - 1), max(1, item.tokens * 2))
-    device = next(model.parameters()).device
     was_training = model.training
     bare = getattr(model, "module", model).eval()
-    ids, past, new = prompt.to(device), None, prompt.to(device)
-    with torch.no_grad():
-        for _ in range(most):
-            output = bare(input_ids=new, past_key_values=past, use_cache=True)
-            past = output.past_key_values
-            new = torch.multinomial(torch.softmax(output.logits[:, -1].float(), dim=-1), 1)
-            ids = torch.cat([ids, new], dim=1)
-            if int(new) in eos:
-                break
+    ids = generate(bare, prompt.to(bare.device), eos, most, sampled=True)
     bare.train(was_training)
     row = ids[0].cpu().numpy().astype(np.int64)
     counts = np.zeros(len(row), dtype=bool)
@@ -171,21 +179,13 @@ def answers_of(
     model: Any, tokenizer: Any, examples: Sequence[Example], *, eos_ids: Sequence[int]
 ) -> tuple[Example, ...]:
     """The examples with a teacher's greedy answers in place of their own; rows without an answer are left out."""
-    stops, found = frozenset(eos_ids), []
+    found = []
     for example in examples:
         if not example.completion:
             continue
         ids = torch.tensor([prompt_ids(tokenizer, example)])
-        new, past, said = ids, None, []
-        with torch.no_grad():
-            for _ in range(_ANSWER_TOKENS):
-                output = model(input_ids=new, past_key_values=past, use_cache=True)
-                past, token = output.past_key_values, int(output.logits[0, -1].argmax())
-                if token in stops:
-                    break
-                said.append(token)
-                new = torch.tensor([[token]])
-        text = tokenizer.decode(said, skip_special_tokens=True)
+        said = generate(model, ids, eos_ids, _ANSWER_TOKENS)[0, ids.shape[1] :]
+        text = tokenizer.decode([i for i in said.tolist() if i not in eos_ids], skip_special_tokens=True)
         if text.strip():
             messages = (*example.messages[:-1], (example.messages[-1][0], text))
             found.append(msgspec.structs.replace(example, messages=messages))
@@ -194,15 +194,6 @@ def answers_of(
             "no row has a prompt that the teacher could answer", hint="Sequence-level distillation needs answers."
         )
     return tuple(found)
-
-
-class Pupil(msgspec.Struct, frozen=True):
-    """Who learns: a checkpoint, or a shape that is derived from the teacher."""
-
-    ref: ModelRef | None
-    shape: Shape | None
-    tokenizer: Any
-    parameters: int
 
 
 def distill(
@@ -230,13 +221,12 @@ def distill(
     require_distilling(how)
     if not sequence_level:
         require_same_vocabulary(teacher_tokenizer, pupil.tokenizer)
-    who = pupil.ref.digest if pupil.ref else str(pupil.shape)
     identity = digest_record(
-        [teacher.digest, who, data.digest, msgspec.to_builtins(how), result_of(options), sequence_level]
+        [teacher.digest, pupil.identity, data.digest, msgspec.to_builtins(how), result_of(options), sequence_level]
     )
     if (done := finished(out, identity)) is not None:
         return done
-    work = out.with_name(out.name + ".training")
+    work, kept = out.with_name(out.name + ".training"), out.with_name(out.name + ".teacher")
     master = open_model(teacher, parameters=teacher_parameters)
     train = data.train
     if sequence_level:
@@ -244,17 +234,11 @@ def distill(
     items = encode(pupil.tokenizer, train, max_tokens=options.max_tokens)
     heldout = encode(pupil.tokenizer, data.validation, max_tokens=options.max_tokens) if data.validation else []
     heldout = [msgspec.structs.replace(item, index=len(items) + item.index) for item in heldout]
-    if pupil.ref is not None:
-        student = open_model(pupil.ref, parameters=pupil.parameters)
-    else:
-        assert pupil.shape is not None
-        student = derive_student(master, pupil.shape, items)
-    student.requires_grad_(True)
+    student = pupil.open(lambda: master, items)
     accelerator = make_accelerator(options)
     if sequence_level:
         loss = DistillationLoss(LiveTeacher(master, 1.0), Distilling(labels=1.0))
     elif how.top:
-        kept = work.with_name(out.name + ".teacher")
         vocab = student.get_input_embeddings().weight.shape[0]
         if accelerator.is_main_process:
             keep_answers(
@@ -295,7 +279,7 @@ def distill(
         student,
         parameters=sum(p.numel() for p in student.parameters()),
         method=method,
-        ref=pupil.ref or teacher,
+        ref=pupil.origin(teacher),
         data=data,
         options=options,
         settings={
@@ -305,12 +289,10 @@ def distill(
         identity=identity,
         teacher=teacher,
     )
-    if accelerator.is_main_process:
-        companions = Path(pupil.ref.path if pupil.ref else teacher.path)
-        with building(out, mark=TRAINING_FILE, what="trained model") as folder:
-            save_model(student.cpu(), companions, folder, dtype=stored_dtype(pupil.ref or teacher))
-            training = seal(folder, training)
-        remove_tree(work)
-        remove_tree(out.with_name(out.name + ".teacher"))
-    accelerator.wait_for_everyone()
-    return training
+    return publish(
+        out,
+        training,
+        lambda folder: pupil.save(student, teacher, folder),
+        accelerator=accelerator,
+        work=(work, kept),
+    )

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,22 +17,21 @@ import msgspec
 import numpy as np
 
 from edgegen.common.codec import digest_record, load_json, save_json
-from edgegen.common.files import building, filling, remove_tree
+from edgegen.common.files import filling, remove_tree
 from edgegen.errors import VerificationError
 from edgegen.modeling.load import open_model
 from edgegen.records.data import Example
 from edgegen.records.dataset import Row
 from edgegen.records.model import ModelRef
 from edgegen.records.task import SyntheticReport, Task
-from edgegen.records.training import TRAINING_FILE, Training
+from edgegen.records.training import Training
 from edgegen.training.batches import encode
 from edgegen.training.loop import Progress, fit, make_accelerator
 from edgegen.training.options import Options
 from edgegen.tune.adapters import Adapter, with_trained_parts
-from edgegen.tune.distill import Pupil
 from edgegen.tune.finetune import Data, finished, result_of, training_of
-from edgegen.tune.save import save_model, seal, stored_dtype
-from edgegen.tune.student import derive_student
+from edgegen.tune.pupil import Pupil
+from edgegen.tune.save import publish
 from edgegen.tune.synthesize import Made, pairs_of, require_task, shown, synthesize, task_version
 
 SYNTHETIC = "synthetic.jsonl"
@@ -166,11 +166,14 @@ def teach_few(
     out: Path,
     progress: Progress | None = None,
 ) -> tuple[Training, SyntheticReport]:
-    """All four steps; the student is written to `out`, with the synthetic examples beside it in `synthetic/`.
+    """All four steps; the student is written to `out`, with the synthetic examples among its files.
 
     Raises:
         ConfigError, VerificationError: as `make_synthetic`; training that diverged.
     """
+    identity = digest_record([teacher.digest, pupil.identity, data.digest, task_version(task), few, result_of(options)])
+    if (done := finished(out, identity)) is not None:
+        return done, load_json(out / _REPORT, SyntheticReport)
     synthetic = out.with_name(out.name + ".synthetic")
     report = make_synthetic(
         teacher,
@@ -185,21 +188,14 @@ def teach_few(
     )
     real = tuple(example for example in data.train if example.completion)[:few]
     made = read_synthetic(synthetic, task.synthetic_weight)
-    who = pupil.ref.digest if pupil.ref else str(pupil.shape)
-    identity = digest_record([teacher.digest, who, data.digest, task_version(task), few, result_of(options)])
-    if (done := finished(out, identity)) is not None:
-        return done, report
-    if pupil.ref is not None:
-        student = open_model(pupil.ref, parameters=pupil.parameters)
-    else:
-        assert pupil.shape is not None
-        master = open_model(teacher, parameters=teacher_parameters)
-        student = derive_student(master, pupil.shape, encode(teacher_tokenizer, real, max_tokens=options.max_tokens))
-    student.requires_grad_(True)
+    student = pupil.open(
+        lambda: open_model(teacher, parameters=teacher_parameters),
+        encode(teacher_tokenizer, real, max_tokens=options.max_tokens),
+    )
     items = encode(pupil.tokenizer, [*real, *made], max_tokens=options.max_tokens)
     heldout = encode(pupil.tokenizer, data.validation, max_tokens=options.max_tokens) if data.validation else []
     accelerator = make_accelerator(options)
-    work = out.with_name(out.name + ".training")
+    work, last_work = out.with_name(out.name + ".training"), out.with_name(out.name + ".last")
     fitted = fit(student, items, heldout, options, work, identity=identity, progress=progress, accelerator=accelerator)
     notes = [f"{report.kept} synthetic examples beside {len(real)} real ones", *report.notes]
     if task.last_steps and heldout:
@@ -211,23 +207,14 @@ def teach_few(
             warmup=0.0,
             packed=False,
         )
-        fit(
-            student,
-            heldout,
-            [],
-            last,
-            work.with_name(out.name + ".last"),
-            identity=identity,
-            accelerator=make_accelerator(last),
-        )
-        remove_tree(work.with_name(out.name + ".last"))
+        fit(student, heldout, [], last, last_work, identity=identity, accelerator=make_accelerator(last))
         notes.append(f"the last {task.last_steps} steps were on the validation split, which is no judge any more")
     training = training_of(
         fitted,
         student,
         parameters=sum(p.numel() for p in student.parameters()),
         method="few-shot",
-        ref=pupil.ref or teacher,
+        ref=pupil.origin(teacher),
         data=data,
         options=options,
         settings={"task": task.name, "task_version": report.version, "few": str(few)},
@@ -235,14 +222,11 @@ def teach_few(
         notes=tuple(notes),
         teacher=teacher,
     )
-    if accelerator.is_main_process:
-        companions = Path(pupil.ref.path if pupil.ref else teacher.path)
-        with building(out, mark=TRAINING_FILE, what="trained model") as folder:
-            save_model(student.cpu(), companions, folder, dtype=stored_dtype(pupil.ref or teacher))
-            for name in (SYNTHETIC, _REPORT):
-                (folder / name).write_bytes((synthetic / name).read_bytes())
-            training = seal(folder, training)
-        remove_tree(work)
-        remove_tree(synthetic)
-    accelerator.wait_for_everyone()
+
+    def write(folder: Path) -> None:
+        pupil.save(student, teacher, folder)
+        for name in (SYNTHETIC, _REPORT):
+            shutil.copyfile(synthetic / name, folder / name)
+
+    training = publish(out, training, write, accelerator=accelerator, work=(work, last_work, synthetic))
     return training, report

@@ -14,7 +14,6 @@ import msgspec
 import torch
 
 from edgegen.common.codec import digest_record, load_json
-from edgegen.common.files import building, remove_tree
 from edgegen.modeling.load import open_model
 from edgegen.records.base import Record
 from edgegen.records.data import Example
@@ -24,7 +23,7 @@ from edgegen.training.batches import encode
 from edgegen.training.loop import Fitted, Progress, fit, make_accelerator
 from edgegen.training.options import Options
 from edgegen.tune.adapters import Adapter, open_quantized, require_method, with_trained_parts
-from edgegen.tune.save import copy_companions, save_model, seal, stored_dtype
+from edgegen.tune.save import copy_companions, publish, save_model, stored_dtype
 
 
 class Data(Record, frozen=True):
@@ -90,13 +89,9 @@ def finetune(
         notes=tuple(notes),
         identity=identity,
     )
-    if accelerator.is_main_process:
-        with building(out, mark=TRAINING_FILE, what="trained model") as folder:
-            _write(model.cpu(), ref, method, folder)
-            training = seal(folder, training)
-        remove_tree(work)
-    accelerator.wait_for_everyone()
-    return training
+    return publish(
+        out, training, lambda folder: _write(model.cpu(), ref, method, folder), accelerator=accelerator, work=(work,)
+    )
 
 
 def _write(model: Any, ref: ModelRef, method: str, folder: Path) -> None:

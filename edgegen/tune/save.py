@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import msgspec
 import torch
 
 from edgegen.common.codec import save_json
+from edgegen.common.files import building, remove_tree
 from edgegen.common.host import user_name
 from edgegen.modeling.checkpoint import Checkpoint
 from edgegen.modeling.load import TOKENIZER_FILES, digest_model, quiet_transformers
@@ -51,6 +53,28 @@ def stored_dtype(ref: ModelRef) -> torch.dtype:
     """The type that a checkpoint's weights are stored in."""
     found: torch.dtype = getattr(torch, Checkpoint(Path(ref.path)).dtype)
     return found
+
+
+def publish(
+    out: Path, training: Training, write: Callable[[Path], None], *, accelerator: Any, work: Sequence[Path]
+) -> Training:
+    """Put a trained model into its place, whole or not at all, by the first of several processes.
+
+    Args:
+        write: fills a folder with the model's files.
+        work: folders that are needed no more.
+
+    Returns:
+        The record as it was written.
+    """
+    if accelerator.is_main_process:
+        with building(out, mark=TRAINING_FILE, what="trained model") as folder:
+            write(folder)
+            training = seal(folder, training)
+        for place in work:
+            remove_tree(place)
+    accelerator.wait_for_everyone()
+    return training
 
 
 def seal(folder: Path, training: Training) -> Training:
