@@ -145,7 +145,7 @@ class DistillationLoss:
 def generate(
     model: Any, ids: torch.Tensor, eos_ids: Iterable[int], most: int, *, sampled: bool = False
 ) -> torch.Tensor:
-    """(1, L) ids with at most `most` tokens more, to the first of `eos_ids`: the likeliest, or drawn at temperature 1."""
+    """(1, L) ids with at most `most` tokens more, to the first of `eos_ids`: likeliest, or drawn at temperature 1."""
     continued: torch.Tensor = model.generate(
         ids,
         attention_mask=torch.ones_like(ids),
