@@ -24,7 +24,9 @@ from edgegen.common.files import digest_file
 from edgegen.errors import ConfigError, DeviceError, NetworkError, UnsupportedError
 from edgegen.modeling.checkpoint import Checkpoint
 from edgegen.modeling.pooling import ENCODER_FAMILIES, POOLING_FILES, read_pooling
+from edgegen.modeling.structure import STRUCTURE_FILE, read_structure, restructure
 from edgegen.records.model import ModelRef
+from edgegen.records.structure import Structure
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -101,7 +103,7 @@ def _download(source: str, revision: str) -> ModelRef:
 
 def digest_model(folder: Path) -> str:
     """`sha256:` over configuration, tokenizer and weights."""
-    names = ["config.json", *TOKENIZER_FILES, *POOLING_FILES]
+    names = ["config.json", *TOKENIZER_FILES, *POOLING_FILES, STRUCTURE_FILE]
     names = [name for name in names if (folder / name).exists()]
     names += sorted(path.name for path in folder.glob("*.safetensors"))
     return digest_record({name: digest_file(folder / name) for name in names})
@@ -165,11 +167,13 @@ def empty_model(ref: ModelRef) -> Any:
     """
     from transformers import AutoConfig
 
+    structure = read_structure(Path(ref.path))
     with quiet_transformers():
         try:
             config = AutoConfig.from_pretrained(ref.path)
             with torch.device("meta"):
-                return without_pooler(model_class(config.model_type).from_config(config))
+                model = without_pooler(model_class(config.model_type).from_config(config))
+                return model if structure is None else restructure(model, structure, Checkpoint(Path(ref.path)).shapes)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             kind = read_config(ref)["model_type"]
             raise UnsupportedError(
@@ -207,11 +211,30 @@ def open_model(ref: ModelRef, *, parameters: int) -> Any:
             f"{ref.source}: calibrating needs about {needed / 1e9:.1f} GB of memory and {free / 1e9:.1f} GB are free",
             hint="Close other programs or use a machine with more memory.",
         )
+    attention = "eager" if _wants_eager(ref) else "sdpa"
+    structure = read_structure(Path(ref.path))
     with quiet_transformers():
-        model = model_class(read_config(ref)["model_type"]).from_pretrained(
-            ref.path, dtype=dtype, attn_implementation="eager" if _wants_eager(ref) else "sdpa"
-        )
+        build = model_class(read_config(ref)["model_type"])
+        if structure is None:
+            model = build.from_pretrained(ref.path, dtype=dtype, attn_implementation=attention)
+        else:
+            model = _open_derived(build, ref, structure, dtype, attention)
     return without_pooler(model).eval().requires_grad_(False)
+
+
+def _open_derived(build: Any, ref: ModelRef, structure: Structure, dtype: torch.dtype, attention: str) -> Any:
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(ref.path)
+    checkpoint = Checkpoint(Path(ref.path))
+    model = restructure(
+        build.from_config(config, dtype=dtype, attn_implementation=attention), structure, checkpoint.shapes
+    ).to(dtype)
+    names = stored_names(model, checkpoint)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(checkpoint.read(names[name]))
+    return model
 
 
 def _wants_eager(ref: ModelRef) -> bool:

@@ -1,8 +1,7 @@
 """A torch model out of a compressed folder: what exporters convert.
 
 Its parameters hold the values that the packed weights stand for, in float32. Structure that compression changed is
-rebuilt from the stored tensors: factorised layers become two linear layers in a row, widths follow the shapes, shared
-weights are one parameter.
+rebuilt from the stored tensors (see `structure`).
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 from edgegen import grids
 from edgegen.errors import ConfigError, DeviceError, UnsupportedError
 from edgegen.modeling.load import model_class, quiet_transformers, without_pooler
+from edgegen.modeling.structure import reshape_layers, share
 from edgegen.modeling.summary import is_transposed
 from edgegen.records.compressed import Compressed, PackedTensor
 
@@ -70,8 +70,8 @@ def rebuild_model(
             model = without_pooler(build(config, dtype=torch.float32, attn_implementation=attention))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UnsupportedError(f"{folder}: transformers cannot build this configuration: {error}") from error
-    reshape_layers(model, stored)
-    _share(model, compressed.shared, stored)
+    reshape_layers(model, {name: (tensor.rows, tensor.columns) for name, tensor in stored.items()})
+    share(model, compressed.shared)
     filled = {}
     transposed = {name for name, _ in model.named_parameters() if is_transposed(model, name)}
     for name, parameter in model.named_parameters():
@@ -89,42 +89,6 @@ def rebuild_model(
     if surplus:
         raise ConfigError(f"{folder}: tensor {sorted(surplus)[0]!r} has no place in the model")
     return Rebuilt(model=model.eval().requires_grad_(False), tensors=filled, weights=weights)
-
-
-def is_factorised(module: Any) -> bool:
-    """Whether a module is a linear layer that was cut into two."""
-    return isinstance(module, torch.nn.Sequential) and len(module) == 2
-
-
-def reshape_layers(model: Any, stored: dict[str, PackedTensor]) -> None:
-    """Give every linear layer the shape, or the two factors, of its stored tensors."""
-    for name, module in list(model.named_modules()):
-        if isinstance(module, torch.nn.Linear):
-            _reshape(model, name, module, stored)
-
-
-def _reshape(model: Any, name: str, module: torch.nn.Linear, stored: dict[str, PackedTensor]) -> None:
-    """Give a linear layer the shape, or the two factors, of its stored tensors."""
-    first, second, whole = (stored.get(f"{name}.{part}") for part in ("0.weight", "1.weight", "weight"))
-    bias = module.bias is not None
-    parent, _, leaf = name.rpartition(".")
-    if first and second:
-        pair = torch.nn.Sequential(
-            torch.nn.Linear(first.columns, first.rows, bias=False),
-            torch.nn.Linear(second.columns, second.rows, bias=bias),
-        )
-        setattr(model.get_submodule(parent), leaf, pair)
-    elif whole and (whole.rows, whole.columns) != (module.out_features, module.in_features):
-        setattr(model.get_submodule(parent), leaf, torch.nn.Linear(whole.columns, whole.rows, bias=bias))
-
-
-def _share(model: Any, shared: dict[str, str], stored: dict[str, PackedTensor]) -> None:
-    """Let parameters that are not stored be the same object as those whose weights they use."""
-    for name, source in shared.items():
-        if source not in stored:
-            raise ConfigError(f"{name} shares the weights of {source!r}, which is not stored")
-        owner, _, leaf = name.rpartition(".")
-        setattr(model.get_submodule(owner), leaf, model.get_parameter(source))
 
 
 def _alias(model: Any, name: str) -> str:

@@ -21,10 +21,10 @@ _ROLES: tuple[tuple[str, Role], ...] = (
     (r"(embed_tokens|wte|word_embeddings)\.weight$", "embedding"),
     (r"(wpe|position_embeddings|token_type_embeddings)\.weight$", "position"),
     (r"lm_head\.weight$", "head"),
-    (r"(q_proj|k_proj|v_proj|qkv_proj|c_attn|self\.(query|key|value)|[qkv]_lin)\.weight$", "attention_in"),
-    (r"(o_proj|self_attn\.dense|attn\.c_proj|attention\.output\.dense|out_lin)\.weight$", "attention_out"),
-    (r"(gate_proj|up_proj|gate_up_proj|c_fc|fc1|intermediate\.dense|ffn\.lin1)\.weight$", "ffn_in"),
-    (r"(down_proj|mlp\.c_proj|fc2|output\.dense|ffn\.lin2)\.weight$", "ffn_out"),
+    (r"(q_proj|k_proj|v_proj|qkv_proj|c_attn|self\.(query|key|value)|[qkv]_lin)(\.[01])?\.weight$", "attention_in"),
+    (r"(o_proj|self_attn\.dense|attn\.c_proj|attention\.output\.dense|out_lin)(\.[01])?\.weight$", "attention_out"),
+    (r"(gate_proj|up_proj|gate_up_proj|c_fc|fc1|intermediate\.dense|ffn\.lin1)(\.[01])?\.weight$", "ffn_in"),
+    (r"(down_proj|mlp\.c_proj|fc2|output\.dense|ffn\.lin2)(\.[01])?\.weight$", "ffn_out"),
 )
 _FFN_KEYS = ("intermediate_size", "n_inner", "hidden_dim")
 """What families call the feed-forward width."""

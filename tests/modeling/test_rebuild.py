@@ -10,7 +10,8 @@ import torch
 from edgegen.common.codec import load_json, save_json
 from edgegen.errors import ConfigError
 from edgegen.export.folder import map_weights
-from edgegen.modeling.rebuild import Rebuilt, is_factorised, rebuild_model
+from edgegen.modeling.rebuild import Rebuilt, rebuild_model
+from edgegen.modeling.structure import is_factorised
 from edgegen.records.compressed import Compressed, PackedTensor
 from tests.tiny_models import make_tiny, pack_uniform, reference_logits
 

@@ -40,7 +40,7 @@ import torch
 from edgegen.errors import UnsupportedError
 from edgegen.export.onnx.families import BUILDERS, rotary_caches, windows
 from edgegen.export.onnx.weights import Matrix, Part, Weights, stacked
-from edgegen.modeling.rebuild import is_factorised
+from edgegen.modeling.structure import is_factorised
 from edgegen.runtime.onnx import LOGITS_FROM
 
 ACCURACY_LEVEL = 4

@@ -20,7 +20,7 @@ from edgegen.export.onnx import families, graph
 from edgegen.export.onnx.builder import build_graph
 from edgegen.export.onnx.weights import Weights, tensor_bytes
 from edgegen.modeling.load import quiet_transformers
-from edgegen.modeling.rebuild import reshape_layers
+from edgegen.modeling.structure import reshape_layers
 from edgegen.records.compressed import PackedTensor
 from edgegen.records.plan import Settings
 from edgegen.runtime.onnx import CONTEXT_KEY
@@ -57,7 +57,7 @@ def _built_bytes(config: str, shapes: tuple[tuple[str, bool, int, int], ...], to
     }
     with quiet_transformers(), torch.device("meta"):
         model = AutoModelForCausalLM.from_config(families.read(json.loads(config)), dtype=torch.float32)
-        reshape_layers(model, stored)
+        reshape_layers(model, {name: (tensor.rows, tensor.columns) for name, tensor in stored.items()})
     for module in model.modules():
         for name, parameter in module._parameters.items():
             if parameter is not None and parameter.ndim == 1:  # the builder leaves out biases of zeros

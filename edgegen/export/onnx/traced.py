@@ -18,7 +18,7 @@ from edgegen.export.onnx.builder import ACCURACY_LEVEL, quiet, register
 from edgegen.export.onnx.families import windows
 from edgegen.export.onnx.settings import head_size, kv_heads
 from edgegen.export.onnx.weights import Matrix, Part, Weights
-from edgegen.modeling.rebuild import is_factorised
+from edgegen.modeling.structure import is_factorised
 from edgegen.runtime.onnx import LOGITS_FROM
 
 OPSET = 22

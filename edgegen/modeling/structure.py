@@ -1,0 +1,129 @@
+"""Models whose layers have other shapes than their configuration says: derived checkpoints.
+
+Structure shows in the stored tensors. Factorised layers become two linear layers in a row, widths follow the shapes,
+shared weights are one parameter. A derived checkpoint is a folder like any other with `structure.json` beside it, and
+opens like any other.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from edgegen.common.codec import load_json, save_json
+from edgegen.common.files import filling
+from edgegen.errors import ConfigError
+from edgegen.records.structure import Structure
+
+STRUCTURE_FILE = "structure.json"
+
+
+def read_structure(folder: Path) -> Structure | None:
+    """Of a derived checkpoint; None of any other.
+
+    Raises:
+        ConfigError: the file is damaged.
+    """
+    path = folder / STRUCTURE_FILE
+    return load_json(path, Structure) if path.exists() else None
+
+
+def is_factorised(module: Any) -> bool:
+    """Whether a module is a linear layer that was cut into two."""
+    return isinstance(module, torch.nn.Sequential) and len(module) == 2
+
+
+def reshape_layers(model: Any, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Give every linear layer the shape, or the two factors, that its tensors have.
+
+    Args:
+        shapes: parameter name → (outputs, inputs).
+    """
+    for name, module in list(model.named_modules()):
+        if isinstance(module, torch.nn.Linear):
+            _reshape(model, name, module, shapes)
+
+
+def _reshape(model: Any, name: str, module: torch.nn.Linear, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    first, second, whole = (shapes.get(f"{name}.{part}") for part in ("0.weight", "1.weight", "weight"))
+    bias = module.bias is not None
+    if first and second:
+        replace_module(
+            model,
+            name,
+            torch.nn.Sequential(
+                torch.nn.Linear(first[1], first[0], bias=False), torch.nn.Linear(second[1], second[0], bias=bias)
+            ),
+        )
+    elif whole and tuple(whole) != (module.out_features, module.in_features):
+        replace_module(model, name, torch.nn.Linear(whole[1], whole[0], bias=bias))
+
+
+def replace_module(model: Any, name: str, module: Any) -> None:
+    """Put another module in a named one's place."""
+    parent, _, leaf = name.rpartition(".")
+    setattr(model.get_submodule(parent), leaf, module)
+
+
+def share(model: Any, shared: Mapping[str, str]) -> None:
+    """Let parameters that are not stored be the same object as those whose weights they use."""
+    known = dict(model.named_parameters(remove_duplicate=False))
+    for name, source in shared.items():
+        if source not in known or name not in known:
+            raise ConfigError(f"{name} shares the weights of {source!r}, which the model has not")
+        owner, _, leaf = name.rpartition(".")
+        setattr(model.get_submodule(owner), leaf, known[source])
+
+
+def shared_of(model: Any) -> dict[str, str]:
+    """Parameter → the first one that is the same object; a tied table is the configuration's business and left out."""
+    first: dict[int, str] = {}
+    table = id(model.get_input_embeddings().weight)
+    found = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if id(parameter) in first and id(parameter) != table:
+            found[name] = first[id(parameter)]
+        first.setdefault(id(parameter), name)
+    return found
+
+
+def restructure(model: Any, structure: Structure, shapes: Mapping[str, tuple[int, ...]]) -> Any:
+    """The same model with the layers that a derived checkpoint's tensors fit into."""
+    reshape_layers(model, shapes)
+    share(model, structure.shared)
+    return model
+
+
+def save_derived(model: Any, original: Path, structure: Structure, out: Path) -> None:
+    """Write a changed model as a checkpoint that opens like any other; replaced if it exists.
+
+    Args:
+        model: its `config` says its depth, heads and largest width.
+        original: the folder that tokenizer, templates, card and licence come from.
+        structure: `shared` is filled in here.
+
+    Raises:
+        DeviceError: the disk is full.
+    """
+    from safetensors.torch import save_file
+
+    from edgegen.modeling.load import travelling_files
+
+    with filling(out) as folder:
+        for path in travelling_files(original):
+            shutil.copyfile(path, folder / path.name)
+        model.config.save_pretrained(folder)
+        tensors = {name: p.detach().float().contiguous().clone() for name, p in model.named_parameters()}
+        save_file(tensors, str(folder / "model.safetensors"), metadata={"format": "pt"})
+        known = Structure(
+            schema=structure.schema,
+            base=structure.base,
+            changes=structure.changes,
+            shared=shared_of(model),
+            healed_tokens=structure.healed_tokens,
+        )
+        save_json(folder / STRUCTURE_FILE, known)

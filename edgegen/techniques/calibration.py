@@ -1,0 +1,114 @@
+"""What techniques know about a model in use: its text, and what flows through its layers.
+
+T counted tokens, N tokens in all, C inputs of a layer, V vocabulary entries.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+
+from edgegen.modeling.forward import batch_tokens_for, counted_log_probs, mean_kl, padded_ids
+from edgegen.modeling.statistics import Statistics
+from edgegen.modeling.text import Window, batches
+from edgegen.records.model import ModelSummary
+
+
+class Calibration:
+    """A model that stays as it is, and text to look at it with.
+
+    Attributes:
+        model: not to be changed.
+        summary: its sizes.
+        windows: calibration text.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        summary: ModelSummary,
+        windows: list[Window],
+        statistics: Callable[[], Statistics],
+        *,
+        original: Any = None,
+    ) -> None:
+        """
+        Args:
+            statistics: called when they are first asked for: inputs' importance and Fisher samples of `model`.
+            original: the model that changes are judged against, where `model` was changed already; None: `model`.
+        """
+        self.model = model
+        self.summary = summary
+        self.windows = windows
+        self._statistics = statistics
+        self._original = model if original is None else original
+
+    @functools.cached_property
+    def statistics(self) -> Statistics:
+        """Importance of inputs and paired Fisher samples, see `modeling.statistics`."""
+        return self._statistics()
+
+    @functools.cached_property
+    def reference(self) -> torch.Tensor:
+        """(T, V) log-probabilities of the original on `windows`."""
+        return counted_log_probs(self._original, self.windows)
+
+    def distance(self, model: Any) -> float:
+        """Mean KL divergence of the original's predictions to a model's on `windows`, nats per token."""
+        return mean_kl(self.reference, counted_log_probs(model, self.windows))
+
+    def moments(self, names: Iterable[str]) -> dict[str, torch.Tensor]:
+        """E[x xᵀ] over all N tokens, (C, C) float64, of the inputs x of named linear layers of `model`.
+
+        Args:
+            names: module names such as `model.layers.0.mlp.down_proj`.
+        """
+        sums: dict[str, torch.Tensor] = {}
+
+        def add(name: str, x: torch.Tensor) -> None:
+            x = x.double()
+            sums[name] = sums.get(name, torch.zeros(())) + x.T @ x
+
+        count = self.watch(names, add)
+        return {name: total / count for name, total in sums.items()}
+
+    def watch(self, names: Iterable[str], see: Callable[[str, torch.Tensor], None], *, model: Any = None) -> int:
+        """Run the windows and hand over the inputs of named modules, batch by batch, padding left out.
+
+        Args:
+            see: gets (name, (tokens, C) float32).
+            model: another one than the calibration's, over the same text in the same order.
+
+        Returns:
+            N.
+        """
+        model = self.model if model is None else model
+        state: dict[str, torch.Tensor] = {}
+
+        def hook(name: str) -> Any:
+            def call(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+                x = args[0] if args else kwargs["hidden_states"]
+                see(name, x.detach().flatten(0, -2)[state["real"]].float())
+
+            return call
+
+        hooks = [model.get_submodule(n).register_forward_pre_hook(hook(n), with_kwargs=True) for n in names]
+        count = 0
+        try:
+            vocab = model.get_input_embeddings().weight.shape[0]
+            for group in batches(self.windows, batch_tokens=batch_tokens_for(vocab)):
+                ids = padded_ids(group)
+                real = torch.zeros(ids.shape, dtype=torch.bool)
+                for row, window in enumerate(group):
+                    real[row, : len(window.ids)] = True
+                state["real"] = real.flatten()
+                count += int(real.sum())
+                with torch.inference_mode():
+                    model(ids, use_cache=False)
+        finally:
+            for handle in hooks:
+                handle.remove()
+        return count
