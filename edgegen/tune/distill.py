@@ -31,10 +31,10 @@ from edgegen.training.divergence import KINDS
 from edgegen.training.loop import Progress, fit, make_accelerator
 from edgegen.training.losses import counted, logits_of
 from edgegen.training.options import Options
+from edgegen.training.teacher import CachedTeacher, LiveTeacher, Teacher, keep_answers
 from edgegen.tune.finetune import Data, finished, result_of, training_of
 from edgegen.tune.pupil import Pupil
 from edgegen.tune.save import publish
-from edgegen.tune.teacher import CachedTeacher, LiveTeacher, Teacher, keep_answers
 
 _ANSWER_TOKENS = 128
 

@@ -15,8 +15,8 @@ from edgegen.errors import ConfigError
 from edgegen.records.data import Example
 from edgegen.training.batches import collate, encode
 from edgegen.training.losses import counted, logits_of
+from edgegen.training.teacher import CachedTeacher, LiveTeacher, keep_answers
 from edgegen.tune.distill import DistillationLoss, Distilling
-from edgegen.tune.teacher import CachedTeacher, LiveTeacher, keep_answers
 from tests.flows.command import run_cli
 from tests.tiny_models import make_tiny, sample_texts
 
