@@ -19,7 +19,7 @@ from edgegen.common.files import disk_errors, remove_tree, replacing, require_fr
 from edgegen.records.base import Record
 from edgegen.training.batches import Batch, Item, collate
 from edgegen.training.divergence import divergence, divergence_of_top
-from edgegen.training.losses import counted, logits_of
+from edgegen.training.losses import Loss, counted, logits_of
 
 _SHARD_ITEMS = 256
 _RECORD = "cache.json"
@@ -45,6 +45,22 @@ class LiveTeacher:
             said = logits_of(self._model, batch)[mask].float()
             log_p = torch.log_softmax(said / self._temperature, dim=-1)[:, : logits.shape[-1]]
         return divergence(log_p, logits, kind=kind, temperature=self._temperature, alpha=alpha)
+
+
+def divergence_loss(teacher: Teacher, *, kind: str, alpha: float = 0.0) -> Loss:
+    """A loss that is the teacher's divergence alone, for `fit`. The model learns without dropout, as a teacher speaks.
+
+    Args:
+        kind: one of `divergence.KINDS`.
+    """
+
+    def loss(model: Any, batch: Batch) -> torch.Tensor:
+        model.eval()
+        mask, _, weights = counted(batch)
+        distance = teacher.distance(batch, logits_of(model, batch)[mask].float(), kind=kind, alpha=alpha)
+        return (distance * weights).sum()
+
+    return loss
 
 
 class _About(Record, frozen=True):
