@@ -125,12 +125,7 @@ class HiddenStates:
             values = out.cpu()[real].numpy()
             for item, rows in zip(chosen, np.split(values, np.cumsum(self._lengths(chosen))[:-1]), strict=True):
                 self._states[place][self._starts[item] : self._starts[item + 1]] = rows
-        self.drop(needed)
-
-    def drop(self, needed: Collection[int]) -> None:
-        """Forget all but the last boundary and those that are needed."""
-        last = max(self._states)
-        for boundary in [b for b in self._states if b != last and b not in needed]:
+        for boundary in [b for b in self._states if b != place and b not in needed]:
             del self._states[boundary]
             self._file(boundary).unlink(missing_ok=True)
 
@@ -171,7 +166,8 @@ class HiddenStates:
     def _room(self, boundary: int, width: int) -> NDArray[np.float32]:
         shape = (int(self._starts[-1]), width)
         size = shape[0] * width * 4
-        if sum(state.nbytes for state in self._states.values()) + size <= self._most:
+        held = sum(state.nbytes for state in self._states.values() if not isinstance(state, np.memmap))
+        if held + size <= self._most:
             return np.zeros(shape, dtype=np.float32)
         require_free_bytes(self._folder, size)
         with disk_errors(self._folder):
