@@ -400,7 +400,8 @@ class _Healing:
             progress=lambda done, steps, said: self.progress(done, steps, f"{words}: {said}"),
             accelerator=accelerator,
         )
-        accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+        for name in ("forward", "_original_forward"):  # what accelerate put before the model's own to compute in bf16
+            vars(model).pop(name, None)
         self.mark -= max(0.0, fitted.seconds - (time.perf_counter() - began))  # what a call before this one spent
         return fitted
 

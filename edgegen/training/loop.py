@@ -80,11 +80,18 @@ class Fitted(msgspec.Struct, frozen=True):
 
 
 def make_accelerator(options: Options, *, cpu: bool = False) -> Any:
-    """The machinery of one process or several, as `accelerate launch` says."""
+    """The machinery of one process or several, as `accelerate launch` says.
+
+    Those made before are of no use any more if they computed in another type: accelerate has one state for all.
+    """
     from accelerate import Accelerator
+    from accelerate.state import AcceleratorState, is_initialized
 
     bf16 = torch.cuda.is_available() if options.bf16 is None else options.bf16
-    return Accelerator(cpu=cpu, mixed_precision="bf16" if bf16 else "no")
+    precision = "bf16" if bf16 else "no"
+    if is_initialized() and AcceleratorState().mixed_precision != precision:
+        AcceleratorState._reset_state()
+    return Accelerator(cpu=cpu, mixed_precision=precision)
 
 
 def fit(

@@ -247,6 +247,19 @@ def test_only_the_changed_layers_learn_by_themselves(case: Case, tmp_path: Path)
     assert changed and all(".layers.0." in name for name in changed)
 
 
+def test_bfloat16_computes_and_leaves_float32(tmp_path: Path) -> None:
+    case = made(tmp_path / "model")
+    case.original.to(torch.bfloat16)
+    model, kept = without(case.original, 2)
+    options = msgspec.structs.replace(_OPTIONS, bf16=True, tokens=1500)
+    healed = heal(model, case.original, kept, [], case.items, case.heldout, tmp_path / "work", options)
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert healed.kept and healed.kl_after == pytest.approx(distance(case, model), rel=0.02)
+    assert "forward" not in vars(model)
+    plain = msgspec.structs.replace(options, bf16=False, tokens=200)
+    assert heal(model, case.original, kept, [], case.items, case.heldout, tmp_path / "plain", plain).tokens > 0
+
+
 def test_places_and_groups() -> None:
     spans = lambda kept, layers: [(p.start, p.end) for p in places_of(kept, layers)]  # noqa: E731
     assert spans([0, 1, 4, 5], 6) == [(0, 1), (1, 4), (4, 5), (5, 6)]
