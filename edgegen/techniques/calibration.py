@@ -24,6 +24,7 @@ class Calibration:
         model: not to be changed.
         summary: its sizes.
         windows: calibration text.
+        remembered: what techniques found out with it and need again, under keys of their own.
     """
 
     def __init__(
@@ -45,7 +46,7 @@ class Calibration:
         self.windows = windows
         self._statistics = statistics
         self._original = model if original is None else original
-        self._remembered: dict[str, Any] = {}
+        self.remembered: dict[str, Any] = {}
 
     @functools.cached_property
     def statistics(self) -> Statistics:
@@ -65,12 +66,6 @@ class Calibration:
             for windows in (fitted, judged)
         )
         return fit, judge
-
-    def remember(self, key: str, compute: Callable[[], Any]) -> Any:
-        """What `compute` gave the first time that it was asked for under this key."""
-        if key not in self._remembered:
-            self._remembered[key] = compute()
-        return self._remembered[key]
 
     @functools.cached_property
     def reference(self) -> torch.Tensor:
