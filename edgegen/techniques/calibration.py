@@ -24,6 +24,7 @@ class Calibration:
         model: not to be changed.
         summary: its sizes.
         windows: calibration text.
+        remembered: what techniques found out with it and need again, under keys of their own.
     """
 
     def __init__(
@@ -45,11 +46,26 @@ class Calibration:
         self.windows = windows
         self._statistics = statistics
         self._original = model if original is None else original
+        self.remembered: dict[str, Any] = {}
 
     @functools.cached_property
     def statistics(self) -> Statistics:
         """Importance of inputs and paired Fisher samples, see `modeling.statistics`."""
         return self._statistics()
+
+    @functools.cached_property
+    def parts(self) -> tuple[Calibration, Calibration]:
+        """Three quarters of the text to fit something on, and every fourth window to judge it on.
+
+        A single window is both.
+        """
+        judged = self.windows[3::4] or self.windows[-1:]
+        fitted = [window for window in self.windows if not any(window is other for other in judged)] or judged
+        fit, judge = (
+            Calibration(self.model, self.summary, windows, lambda: self.statistics, original=self._original)
+            for windows in (fitted, judged)
+        )
+        return fit, judge
 
     @functools.cached_property
     def reference(self) -> torch.Tensor:
@@ -60,16 +76,17 @@ class Calibration:
         """Mean KL divergence of the original's predictions to a model's on `windows`, nats per token."""
         return mean_kl(self.reference, counted_log_probs(model, self.windows))
 
-    def moments(self, names: Iterable[str]) -> dict[str, torch.Tensor]:
+    def moments(self, names: Iterable[str], *, constant: bool = False) -> dict[str, torch.Tensor]:
         """E[x xᵀ] over all N tokens, (C, C) float64, of the inputs x of named linear layers of `model`.
 
         Args:
             names: module names such as `model.layers.0.mlp.down_proj`.
+            constant: a 1 is appended to every x, so that means are in the last row: (C + 1, C + 1).
         """
         sums: dict[str, torch.Tensor] = {}
 
         def add(name: str, x: torch.Tensor) -> None:
-            x = x.double()
+            x = torch.cat([x, torch.ones(len(x), 1)], -1).double() if constant else x.double()
             sums[name] = sums.get(name, torch.zeros(())) + x.T @ x
 
         count = self.watch(names, add)

@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 from edgegen.errors import ConfigError
+from edgegen.techniques import depth, heads, kv_heads, layer_width, width
 from edgegen.techniques.technique import Technique
 
-_TECHNIQUES: dict[str, Technique] = {}
+_TECHNIQUES: dict[str, Technique] = {
+    depth.NAME: depth,
+    width.NAME: width,
+    layer_width.NAME: layer_width,
+    heads.NAME: heads,
+    kv_heads.NAME: kv_heads,
+}
 
 
 def register(technique: Technique) -> None:
