@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from edgegen.errors import ConfigError
+from edgegen.techniques import low_rank
 from edgegen.techniques.technique import Technique
 
-_TECHNIQUES: dict[str, Technique] = {}
+_TECHNIQUES: dict[str, Technique] = {low_rank.NAME: low_rank}
 
 
 def register(technique: Technique) -> None:
