@@ -142,18 +142,15 @@ def test_families(family: str, tmp_path: Path) -> None:
         assert roles[f"{name}.0.weight"] == roles[f"{name}.1.weight"] == originals[f"{name}.weight"]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "family"), [("onnx", "llama"), ("onnx", "gpt2"), ("onnx", "phi3"), ("litert", "llama"), ("litert", "gpt2")]
-)
-def test_runtimes_say_what_torch_says(name: str, family: str, tmp_path: Path) -> None:
-    hf = make_tiny(family, tmp_path / "hf", **({} if family == "gpt2" else {"ffn": 192}))
+@pytest.mark.parametrize("family", ["llama", pytest.param("gpt2", marks=pytest.mark.slow)])
+def test_onnx_says_what_torch_says(family: str, tmp_path: Path) -> None:
+    """LiteRT's test is that of sharing, which cuts a layer too."""
+    hf = make_tiny(family, tmp_path / "hf", ffn=192)
     opened = open_all(hf)
-    proposal = low_rank.propose(calibrated(opened), target(name))[-1]
+    proposal = low_rank.propose(calibrated(opened), target("onnx"))[-1]
     model = changed(low_rank, proposal, calibrated(opened))
     again = reopened(model, proposal, hf, tmp_path / "derived")
-    packed = pack_derived(again, tmp_path / "c", lambda _: "s4_32" if name == "onnx" else "i8_row")
-    check_strict(packed, tmp_path, target=name)
+    check_strict(pack_derived(again, tmp_path / "c", lambda _: "s4_32"), tmp_path)
 
 
 def test_a_rounding_error_is_repaired(tiny_llama: Path) -> None:
