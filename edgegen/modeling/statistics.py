@@ -39,14 +39,15 @@ class LayerSample(msgspec.Struct, frozen=True):
     gradients: torch.Tensor
     """(S, R) float32; (K, S, R) where each token has K of them."""
     groups: torch.Tensor | None = None
-    """(S,) number of the text that each token belongs to, where the tokens of a text share one output."""
+    """(S,) what is one answer together: the text that a token belongs to, where its tokens share one output, or the
+    token, where several layers use the weights."""
 
 
 class Statistics(msgspec.Struct, frozen=True):
     """What the calibration pass found."""
 
     importance: dict[str, NDArray[np.float32]]
-    """Tensor name → (C,). A tied table has its use as head."""
+    """Tensor name → (C,), summed over the layers that use it. A tied table has its use as head."""
     samples: dict[str, LayerSample]
     """Tensor name → pairs; linear layers inside the blocks only."""
     weight: float
@@ -71,22 +72,24 @@ def collect_statistics(
     """
     generator = torch.Generator().manual_seed(seed)
     linear = [t for t in summary.tensors if t.quantizable and t.layer >= 0]
-    modules = {t.name: model.get_submodule(t.name.rpartition(".")[0]) for t in linear}
+    users = _users(model)
+    modules = {t.name: users[id(model.get_parameter(t.name))] for t in linear}
     total_tokens = sum(len(w.ids) for w in windows)
     wanted = int(np.clip(SAMPLE_BYTES / (4 * sum(t.rows + t.columns for t in linear)), 96, 2048))
     share = min(1.0, wanted / total_tokens)
     squares: dict[str, torch.Tensor] = {}
-    kept_inputs: dict[str, list[torch.Tensor]] = {name: [] for name in modules}
-    kept_gradients: dict[str, list[torch.Tensor]] = {name: [] for name in modules}
+    uses = [(name, use) for name, layers in modules.items() for use in range(len(layers))]
+    kept_inputs: dict[tuple[str, int], list[torch.Tensor]] = {use: [] for use in uses}
+    kept_gradients: dict[tuple[str, int], list[torch.Tensor]] = {use: [] for use in uses}
     state: dict[str, Any] = {}
 
-    def watch(name: str) -> Any:
+    def watch(name: str, use: int) -> Any:
         def forward_hook(module: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
             x = inputs[0].detach().flatten(0, -2)[state["real"]].float()
             squares[name] = squares.get(name, 0) + x.square().sum(0)
-            kept_inputs[name].append(x[state["sampled"]])
+            kept_inputs[name, use].append(x[state["sampled"]])
             rows = state["real"][state["sampled"]]
-            output.register_hook(lambda g: kept_gradients[name].append(g.flatten(0, -2)[rows].float()))
+            output.register_hook(lambda g: kept_gradients[name, use].append(g.flatten(0, -2)[rows].float()))
 
         return forward_hook
 
@@ -94,7 +97,7 @@ def collect_statistics(
         x = inputs[0].detach().flatten(0, -2)[state["real"]].float()
         squares["head"] = squares.get("head", 0) + x.square().sum(0)
 
-    hooks = [module.register_forward_hook(watch(name)) for name, module in modules.items()]
+    hooks = [modules[name][use].register_forward_hook(watch(name, use)) for name, use in uses]
     hooks.append(model.get_output_embeddings().register_forward_hook(head_hook))
     # Gradients flow from here on without any weight needing one.
     hooks.append(model.get_input_embeddings().register_forward_hook(lambda m, i, output: output.requires_grad_()))
@@ -129,10 +132,35 @@ def collect_statistics(
         importance[head or table] = (squares["head"] / total_tokens).numpy()
     # Autograd runs the layers backwards but each layer's batches in order, so the two lists pair up.
     samples = {
-        name: LayerSample(inputs=torch.cat(kept_inputs[name]), gradients=torch.cat(kept_gradients[name]))
-        for name in modules
+        name: _joined(
+            [
+                LayerSample(inputs=torch.cat(kept_inputs[name, use]), gradients=torch.cat(kept_gradients[name, use]))
+                for use in range(len(layers))
+            ]
+        )
+        for name, layers in modules.items()
     }
     return Statistics(importance=importance, samples=samples, weight=total_tokens / counted)
+
+
+def _users(model: Any) -> dict[int, list[Any]]:
+    """id of a weight → the modules that multiply with it, in the order of the model."""
+    found: dict[int, list[Any]] = {}
+    for module in model.modules():
+        if module._parameters.get("weight") is not None:
+            found.setdefault(id(module.weight), []).append(module)
+    return found
+
+
+def _joined(uses: list[LayerSample]) -> LayerSample:
+    """Weights that several layers use: what a change does to a token at each use adds up before it is squared."""
+    if len(uses) == 1:
+        return uses[0]
+    return LayerSample(
+        inputs=torch.cat([use.inputs for use in uses]),
+        gradients=torch.cat([use.gradients for use in uses]),
+        groups=torch.arange(len(uses[0].inputs)).repeat(len(uses)),
+    )
 
 
 def _batch_tokens(summary: ModelSummary) -> int:

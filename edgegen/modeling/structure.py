@@ -1,8 +1,8 @@
 """Models whose layers have other shapes than their configuration says: derived checkpoints.
 
 Structure shows in the stored tensors. Factorised layers become two linear layers in a row, widths follow the shapes,
-shared weights are one parameter. A derived checkpoint is a folder like any other with `structure.json` beside it, and
-opens like any other.
+shared weights are one parameter, and a layer that adds factors of its own to them is `Relaxed`. A derived checkpoint
+is a folder like any other with `structure.json` beside it, and opens like any other.
 """
 
 from __future__ import annotations
@@ -22,6 +22,20 @@ from edgegen.records.structure import Structure
 STRUCTURE_FILE = "structure.json"
 
 
+class Relaxed(torch.nn.Linear):
+    """A linear layer with two factors beside its weights, which other layers may use too: x ↦ W x + b + B A x."""
+
+    def __init__(self, inputs: int, outputs: int, rank: int, *, bias: bool) -> None:
+        super().__init__(inputs, outputs, bias=bias)
+        self.residual = torch.nn.Sequential(
+            torch.nn.Linear(inputs, rank, bias=False), torch.nn.Linear(rank, outputs, bias=False)
+        )
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        own: torch.Tensor = self.residual(input)
+        return super().forward(input) + own
+
+
 def read_structure(folder: Path) -> Structure | None:
     """Of a derived checkpoint; None of any other.
 
@@ -38,18 +52,19 @@ def is_factorised(module: Any) -> bool:
 
 
 def reshape_layers(model: Any, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Give every linear layer the shape, or the two factors, that its tensors have.
+    """Give every linear layer the shape, the two factors or the factors beside it that its tensors have.
 
     Args:
         shapes: parameter name → (outputs, inputs).
     """
     for name, module in list(model.named_modules()):
-        if isinstance(module, torch.nn.Linear):
+        if isinstance(module, torch.nn.Linear) or type(module).__name__ == "Conv1D":
             _reshape(model, name, module, shapes)
 
 
-def _reshape(model: Any, name: str, module: torch.nn.Linear, shapes: Mapping[str, tuple[int, ...]]) -> None:
+def _reshape(model: Any, name: str, module: Any, shapes: Mapping[str, tuple[int, ...]]) -> None:
     first, second, whole = (shapes.get(f"{name}.{part}") for part in ("0.weight", "1.weight", "weight"))
+    own = [shapes.get(f"{name}.residual.{part}.weight") for part in (0, 1)]
     bias = module.bias is not None
     if first and second:
         replace_module(
@@ -59,7 +74,9 @@ def _reshape(model: Any, name: str, module: torch.nn.Linear, shapes: Mapping[str
                 torch.nn.Linear(first[1], first[0], bias=False), torch.nn.Linear(second[1], second[0], bias=bias)
             ),
         )
-    elif whole and tuple(whole) != (module.out_features, module.in_features):
+    elif own[0] and own[1]:
+        replace_module(model, name, Relaxed(own[0][1], own[1][0], own[0][0], bias=bias))
+    elif isinstance(module, torch.nn.Linear) and whole and tuple(whole) != (module.out_features, module.in_features):
         replace_module(model, name, torch.nn.Linear(whole[1], whole[0], bias=bias))
 
 

@@ -17,14 +17,16 @@ from edgegen.modeling.checkpoint import Checkpoint
 from edgegen.modeling.pooling import ENCODER_FAMILIES, read_pooling, sentence_tokens
 from edgegen.records.model import ModelSummary, Role, TensorInfo
 
+_PART = r"((\.residual)?\.[01])?"
+"""A factor of a layer that was cut in two, or of what a layer adds to shared weights."""
 _ROLES: tuple[tuple[str, Role], ...] = (
     (r"(embed_tokens|wte|word_embeddings)\.weight$", "embedding"),
     (r"(wpe|position_embeddings|token_type_embeddings)\.weight$", "position"),
     (r"lm_head\.weight$", "head"),
-    (r"(q_proj|k_proj|v_proj|qkv_proj|c_attn|self\.(query|key|value)|[qkv]_lin)(\.[01])?\.weight$", "attention_in"),
-    (r"(o_proj|self_attn\.dense|attn\.c_proj|attention\.output\.dense|out_lin)(\.[01])?\.weight$", "attention_out"),
-    (r"(gate_proj|up_proj|gate_up_proj|c_fc|fc1|intermediate\.dense|ffn\.lin1)(\.[01])?\.weight$", "ffn_in"),
-    (r"(down_proj|mlp\.c_proj|fc2|output\.dense|ffn\.lin2)(\.[01])?\.weight$", "ffn_out"),
+    (rf"(q_proj|k_proj|v_proj|qkv_proj|c_attn|self\.(query|key|value)|[qkv]_lin){_PART}\.weight$", "attention_in"),
+    (rf"(o_proj|self_attn\.dense|attn\.c_proj|attention\.output\.dense|out_lin){_PART}\.weight$", "attention_out"),
+    (rf"(gate_proj|up_proj|gate_up_proj|c_fc|fc1|intermediate\.dense|ffn\.lin1){_PART}\.weight$", "ffn_in"),
+    (rf"(down_proj|mlp\.c_proj|fc2|output\.dense|ffn\.lin2){_PART}\.weight$", "ffn_out"),
 )
 _FFN_KEYS = ("intermediate_size", "n_inner", "hidden_dim")
 """What families call the feed-forward width."""

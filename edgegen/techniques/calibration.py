@@ -16,6 +16,9 @@ from edgegen.modeling.statistics import Statistics
 from edgegen.modeling.text import Window, batches
 from edgegen.records.model import ModelSummary
 
+_KEPT_BYTES = 1_000_000_000
+"""Of moments, so that several changes to one model look at the text once."""
+
 
 class Calibration:
     """A model that stays as it is, and text to look at it with.
@@ -47,6 +50,7 @@ class Calibration:
         self._statistics = statistics
         self._original = model if original is None else original
         self.remembered: dict[str, Any] = {}
+        self._moments: dict[tuple[str, bool], torch.Tensor] = {}
 
     @functools.cached_property
     def statistics(self) -> Statistics:
@@ -79,18 +83,27 @@ class Calibration:
     def moments(self, names: Iterable[str], *, constant: bool = False) -> dict[str, torch.Tensor]:
         """E[x xᵀ] over all N tokens, (C, C) float64, of the inputs x of named linear layers of `model`.
 
+        They are kept for the next caller, the first of them up to a gigabyte.
+
         Args:
             names: module names such as `model.layers.0.mlp.down_proj`.
             constant: a 1 is appended to every x, so that means are in the last row: (C + 1, C + 1).
         """
+        names = list(names)
         sums: dict[str, torch.Tensor] = {}
 
         def add(name: str, x: torch.Tensor) -> None:
             x = torch.cat([x, torch.ones(len(x), 1)], -1).double() if constant else x.double()
             sums[name] = sums.get(name, torch.zeros(())) + x.T @ x
 
-        count = self.watch(names, add)
-        return {name: total / count for name, total in sums.items()}
+        missing = [name for name in names if (name, constant) not in self._moments]
+        count = self.watch(missing, add) if missing else 1
+        found = {name: total / count for name, total in sums.items()}
+        found |= {name: self._moments[name, constant] for name in names if name not in found}
+        for name in missing:
+            if sum(moment.nbytes for moment in self._moments.values()) + found[name].nbytes <= _KEPT_BYTES:
+                self._moments[name, constant] = found[name]
+        return {name: found[name] for name in names}
 
     def watch(self, names: Iterable[str], see: Callable[[str, torch.Tensor], None], *, model: Any = None) -> int:
         """Run the windows and hand over the inputs of named modules, batch by batch, padding left out.
@@ -123,7 +136,7 @@ class Calibration:
                     real[row, : len(window.ids)] = True
                 state["real"] = real.flatten()
                 count += int(real.sum())
-                with torch.inference_mode():
+                with torch.no_grad():
                     model(ids, use_cache=False)
         finally:
             for handle in hooks:

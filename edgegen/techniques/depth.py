@@ -5,7 +5,7 @@ how little it turns the residual stream (ShortGPT, Men et al. 2024; Gromov et al
 angles are nominated, and the measured KL divergence without them decides. Afterwards the block before the gap and those
 behind it are refitted (see `refit`).
 
-`Change.values["layers"]`: the blocks that go, counted from 0.
+`Change.values["removed"]`: the blocks that go, counted from 0.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def propose(calibration: Calibration, target: Target) -> list[Change]:
         proposals.append(
             Change(
                 technique=NAME,
-                values={"layers": tuple(range(start, start + length))},
+                values={"removed": tuple(range(start, start + length))},
                 words=_words(start, length, total),
             )
         )
@@ -65,7 +65,7 @@ def propose(calibration: Calibration, target: Target) -> list[Change]:
 
 def apply(model: Any, change: Change, calibration: Calibration) -> None:
     """Leave the blocks out and refit those around the gap."""
-    removed = change.values["layers"]
+    removed = change.values["removed"]
     origins = [layer for layer in range(len(blocks(model))) if layer not in removed]
     remove_blocks(model, removed)
     refit(model, calibration, origins, first=max(0, min(removed) - 1))

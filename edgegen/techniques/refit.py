@@ -67,7 +67,7 @@ def refit(model: Any, calibration: Calibration, origins: Sequence[int], *, first
     for layer in range(len(origins)):
         for part in (attention(model, layer), feed_forward(model, layer)):
             old[part.name] = (part.module, part.writer, getattr(part.module, part.writer))
-    with torch.inference_mode():
+    with torch.no_grad():
         _Walk(model, calibration.model, fitted.windows, checked.windows).go(list(origins), first)
     if checked.distance(model) < before:
         return True

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 from edgegen.errors import ConfigError
-from edgegen.techniques import depth, heads, kv_heads, layer_width, width
+from edgegen.techniques import depth, heads, kv_heads, layer_width, low_rank, sharing, width
 from edgegen.techniques.technique import Technique
 
 _TECHNIQUES: dict[str, Technique] = {
-    depth.NAME: depth,
-    width.NAME: width,
-    layer_width.NAME: layer_width,
-    heads.NAME: heads,
-    kv_heads.NAME: kv_heads,
+    module.NAME: module for module in (depth, width, layer_width, heads, kv_heads, low_rank, sharing)
 }
 
 

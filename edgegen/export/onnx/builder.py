@@ -40,7 +40,7 @@ import torch
 from edgegen.errors import UnsupportedError
 from edgegen.export.onnx.families import BUILDERS, rotary_caches, windows
 from edgegen.export.onnx.weights import Matrix, Part, Weights, stacked
-from edgegen.modeling.structure import is_factorised
+from edgegen.modeling.structure import Relaxed, is_factorised
 from edgegen.runtime.onnx import LOGITS_FROM
 
 ACCURACY_LEVEL = 4
@@ -55,6 +55,8 @@ class _Product:
     bias: Any = None
     first: Any = None
     """A layer that comes before it: the first factor."""
+    more: Any = None
+    """A layer of the same input whose outputs are added."""
 
 
 def build_graph(model: Any, weights: Weights, *, tokens: int) -> ir.Model:
@@ -202,7 +204,10 @@ class _Packed:
         register(this.model.graph, this.make_value(name), part)
 
     def make_matmul(self, matmul: Any, basename: str, root_input: str, **options: Any) -> str:
-        """One product, two in a row for a factorised layer; returns the last node's name."""
+        """One product, two in a row for a factorised layer, with a sum for a relaxed one; the last node's name."""
+        more = matmul.residual if isinstance(matmul, Relaxed) else getattr(matmul, "more", None)
+        if more is not None:
+            return self._sum(matmul, more, basename, root_input)
         first, last = (matmul[0], matmul[1]) if is_factorised(matmul) else (getattr(matmul, "first", None), matmul)
         if first is not None:
             root_input = f"{self.make_matmul(first, f'{basename}/first', root_input)}/output_0"
@@ -227,6 +232,18 @@ class _Packed:
             kind, inputs=[root_input, *inputs], outputs=[output], name=basename, domain="com.microsoft", **attributes
         )
         this.make_value(output, this.io_dtype, shape=["batch_size", "sequence_length", matrix.rows])
+        return basename
+
+    def _sum(self, matmul: Any, more: Any, basename: str, root_input: str) -> str:
+        """A layer's product without its factors, plus that of the factors."""
+        this: Any = self
+        matrix = matmul.matrix if isinstance(matmul, _Product) else self.rows.matrix(matmul.weight)
+        whole = _Product(matrix, first=getattr(matmul, "first", None))
+        parts = [
+            f"{self.make_matmul(layer, f'{basename}/{name}', root_input)}/output_0"
+            for layer, name in ((whole, "whole"), (more, "more"))
+        ]
+        this.make_add(basename, parts, dtype=this.io_dtype, shape=["batch_size", "sequence_length", matrix.rows])
         return basename
 
     def make_embedding_lookup(self, embedding: Any, basename: str, lm_head: Any) -> str:
@@ -308,9 +325,17 @@ class _Packed:
         half = this.intermediate_size
         first, last = (both[0], both[1]) if is_factorised(both) else (None, both)
         matrix = self.rows.matrix(last.weight)
-        mlp.__dict__["gate_proj"], mlp.__dict__["up_proj"] = (
-            _Product(matrix.some_rows(start, start + half), _some(last.bias, start, half), first) for start in (0, half)
+        own = both.residual if isinstance(both, Relaxed) else None
+        gate, up = (
+            _Product(
+                matrix.some_rows(start, start + half),
+                _some(last.bias, start, half),
+                first,
+                more=own and _Product(self.rows.matrix(own[1].weight).some_rows(start, start + half), first=own[0]),
+            )
+            for start in (0, half)
         )
+        mlp.__dict__["gate_proj"], mlp.__dict__["up_proj"] = gate, up
 
     def make_lm_head(self, lm_head: Any) -> None:
         """The head, over the positions from `logits_from` on."""
@@ -338,7 +363,7 @@ class _Packed:
         return f"{name}/Add/output_0"
 
     def _joined(self, layers: list[Any]) -> _Product | None:
-        if any(is_factorised(layer) for layer in layers):
+        if any(is_factorised(layer) or isinstance(layer, Relaxed) for layer in layers):
             return None
         matrix = stacked([self.rows.matrix(layer.weight) for layer in layers])
         shared_alike = len({self.rows.uses(layer.weight) for layer in layers}) == 1

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from edgegen.export.onnx import families, graph
 from edgegen.export.onnx.builder import build_graph
 from edgegen.export.onnx.weights import Weights, tensor_bytes
 from edgegen.modeling.load import quiet_transformers
-from edgegen.modeling.structure import reshape_layers
+from edgegen.modeling.structure import reshape_layers, share
 from edgegen.records.compressed import PackedTensor
 from edgegen.records.plan import Settings
 from edgegen.runtime.onnx import CONTEXT_KEY
@@ -58,6 +59,7 @@ def _built_bytes(config: str, shapes: tuple[tuple[str, bool, int, int], ...], to
     with quiet_transformers(), torch.device("meta"):
         model = AutoModelForCausalLM.from_config(families.read(json.loads(config)), dtype=torch.float32)
         reshape_layers(model, {name: (tensor.rows, tensor.columns) for name, tensor in stored.items()})
+        share(model, _shared(model, stored))
     for module in model.modules():
         for name, parameter in module._parameters.items():
             if parameter is not None and parameter.ndim == 1:  # the builder leaves out biases of zeros
@@ -74,6 +76,21 @@ def _built_bytes(config: str, shapes: tuple[tuple[str, bool, int, int], ...], to
     made.metadata_props[CONTEXT_KEY] = str(tokens)
     head, data = graph.measure(made)
     return head + data - sum(tensor_bytes(t.grid, t.rows, t.columns) for t in stored.values())
+
+
+def _shared(model: Any, stored: Mapping[str, PackedTensor]) -> dict[str, str]:
+    """Matrices of the blocks that are not stored → the one in their place in the last block before that stores it.
+
+    Which one it really is makes no difference to the size.
+    """
+    found, last = {}, dict[str, str]()
+    for name, parameter in model.named_parameters():
+        place = re.sub(r"\.(layers|h)\.\d+\.", ".", name)
+        if name in stored:
+            last[place] = name
+        elif parameter.ndim == 2 and place != name and place in last:
+            found[name] = last[place]
+    return found
 
 
 def _grid(name: str) -> str:

@@ -18,7 +18,7 @@ from edgegen.export.onnx.builder import ACCURACY_LEVEL, quiet, register
 from edgegen.export.onnx.families import windows
 from edgegen.export.onnx.settings import head_size, kv_heads
 from edgegen.export.onnx.weights import Matrix, Part, Weights
-from edgegen.modeling.structure import is_factorised
+from edgegen.modeling.structure import Relaxed, is_factorised
 from edgegen.runtime.onnx import LOGITS_FROM
 
 OPSET = 22
@@ -119,6 +119,18 @@ class _Product(_Layer):
             block_size=spec.block,
             accuracy_level=ACCURACY_LEVEL,
         )
+
+
+class _Sum(torch.nn.Module):
+    """A layer and factors beside it."""
+
+    def __init__(self, whole: Any, residual: Any) -> None:
+        super().__init__()
+        self.whole, self.residual = whole, residual
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        made: torch.Tensor = self.whole(x) + self.residual(x)
+        return made
 
 
 class _Table(_Layer):
@@ -260,7 +272,12 @@ def exchange_layers(model: Any, weights: Weights) -> None:
     def product(layer: Any) -> Any:
         if is_factorised(layer):
             return torch.nn.Sequential(product(layer[0]), product(layer[1]))
-        return _Product(weights.matrix(layer.weight), layer.bias)
+        whole = _Product(weights.matrix(layer.weight), layer.bias)
+        return _Sum(whole, product(layer.residual)) if isinstance(layer, Relaxed) else whole
+
+    def is_part(name: str) -> bool:
+        parent = model.get_submodule(name.rpartition(".")[0])
+        return is_factorised(parent) or isinstance(parent, Relaxed)
 
     for name, module in list(model.named_modules()):
         kind = type(module).__name__
@@ -269,9 +286,7 @@ def exchange_layers(model: Any, weights: Weights) -> None:
             made[id(module)] = (name, _Table(weights.matrix(module.weight), scale))
         elif kind in _TANH_GELUS:
             made[id(module)] = (name, _TanhGelu())
-        elif is_factorised(module) or (
-            kind in ("Linear", "Conv1D") and not is_factorised(model.get_submodule(name.rpartition(".")[0]))
-        ):
+        elif (is_factorised(module) or kind in ("Linear", "Relaxed", "Conv1D")) and not is_part(name):
             made[id(module)] = (name, _LastRows(product(module)) if module is head else product(module))
     for name, new in made.values():
         parent, _, leaf = name.rpartition(".")
