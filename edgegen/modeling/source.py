@@ -1,6 +1,6 @@
 """A model's tensors as they will be exported: one orientation, rows that fit blocks, packed on demand.
 
-Every matrix is (R outputs, C inputs) float32. Where the feed-forward width is no multiple of 32 it is padded with
+Every matrix is (R outputs, C inputs) float32. Where a layer's feed-forward width is no multiple of 32 it is padded with
 zero channels: zero rows in gate and up, zero columns in down. That changes no output, and rows that grids can cut
 into blocks are worth more than the padding costs.
 
@@ -26,7 +26,9 @@ from edgegen.modeling.summary import is_transposed
 from edgegen.records.model import ModelSummary, TensorInfo
 
 _BLOCK_COLUMNS = 32
-_FFN_IN_BIAS = re.compile(r"\.(mlp\.(gate_proj|up_proj|c_fc|fc1)|intermediate\.dense|ffn\.lin1)\.bias$")
+_FFN_IN_BIAS = re.compile(r"\.(mlp\.(gate_proj|up_proj|c_fc|fc1)|intermediate\.dense|ffn\.lin1)(\.1)?\.bias$")
+_FIRST_FACTOR, _SECOND_FACTOR = ".0.weight", ".1.weight"
+"""Ends of the names of a factorised matrix's two parts: (rank, inputs) and (outputs, rank)."""
 _CACHE_BYTES = 1_500_000_000
 
 
@@ -103,23 +105,42 @@ class TensorSource:
 
 
 def padded_summary(summary: ModelSummary) -> ModelSummary:
-    """The same model with a feed-forward width that is a multiple of 32."""
-    extra = -summary.ffn_size % _BLOCK_COLUMNS
-    if not extra or not any(t.role == "ffn_out" for t in summary.tensors):
-        return summary
-    if any(t.rows == 2 * summary.ffn_size for t in summary.tensors if t.role == "ffn_in"):
+    """The same model with feed-forward widths that are multiples of 32, layer by layer; itself if they all are."""
+    widths = ffn_widths(summary)
+    wide_in = [t for t in summary.tensors if t.role == "ffn_in" and not t.name.endswith(_FIRST_FACTOR)]
+    if any(t.rows == 2 * widths[t.layer] for t in wide_in):
         return summary  # gate and up in one matrix cannot be padded at its end
+    if not any(width % _BLOCK_COLUMNS for width in widths.values()):
+        return summary
     return msgspec.structs.replace(
         summary,
-        ffn_size=summary.ffn_size + extra,
-        tensors=tuple(_padded(t, summary.ffn_size, extra) for t in summary.tensors),
+        ffn_size=_fitting(summary.ffn_size),
+        tensors=tuple(_padded(t, widths[t.layer]) if t.layer in widths else t for t in summary.tensors),
     )
 
 
-def _padded(tensor: TensorInfo, ffn_size: int, extra: int) -> TensorInfo:
-    if tensor.role == "ffn_in" and tensor.rows == ffn_size:
-        return msgspec.structs.replace(tensor, rows=ffn_size + extra)
-    if tensor.role == "ffn_out" and tensor.columns == ffn_size:
-        return msgspec.structs.replace(tensor, columns=ffn_size + extra)
-    is_ffn_bias = tensor.role == "vector" and tensor.columns == ffn_size and _FFN_IN_BIAS.search(tensor.name)
-    return msgspec.structs.replace(tensor, columns=ffn_size + extra) if is_ffn_bias else tensor
+def ffn_widths(summary: ModelSummary) -> dict[int, int]:
+    """Feed-forward channels of each layer that has any, by the shapes of its matrices."""
+    widths: dict[int, int] = {}
+    for tensor in summary.tensors:
+        if tensor.role == "ffn_in" and not tensor.name.endswith(_FIRST_FACTOR):
+            widths.setdefault(tensor.layer, tensor.rows)
+    for tensor in summary.tensors:
+        # The output matrix says it best: gate and up may be one matrix. It may also be another layer's, and not stored.
+        if tensor.role == "ffn_out" and not tensor.name.endswith(_SECOND_FACTOR):
+            widths[tensor.layer] = tensor.columns
+    return widths
+
+
+def _padded(tensor: TensorInfo, width: int) -> TensorInfo:
+    if tensor.role == "ffn_in" and tensor.rows == width and not tensor.name.endswith(_FIRST_FACTOR):
+        return msgspec.structs.replace(tensor, rows=_fitting(width))
+    if tensor.role == "ffn_out" and not tensor.name.endswith(_SECOND_FACTOR):
+        return msgspec.structs.replace(tensor, columns=_fitting(width))
+    if tensor.role == "vector" and tensor.columns == width and _FFN_IN_BIAS.search(tensor.name):
+        return msgspec.structs.replace(tensor, columns=_fitting(width))
+    return tensor
+
+
+def _fitting(width: int) -> int:
+    return width + -width % _BLOCK_COLUMNS
