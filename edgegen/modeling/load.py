@@ -211,7 +211,7 @@ def open_model(ref: ModelRef, *, parameters: int) -> Any:
             f"{ref.source}: calibrating needs about {needed / 1e9:.1f} GB of memory and {free / 1e9:.1f} GB are free",
             hint="Close other programs or use a machine with more memory.",
         )
-    attention = "eager" if _wants_eager(ref) else "sdpa"
+    attention = attention_kind(ref)
     structure = read_structure(Path(ref.path))
     with quiet_transformers():
         build = model_class(read_config(ref)["model_type"])
@@ -237,9 +237,9 @@ def _open_derived(build: Any, ref: ModelRef, structure: Structure, dtype: torch.
     return model
 
 
-def _wants_eager(ref: ModelRef) -> bool:
-    """Gemma 2 caps attention scores, which torch's fused attention cannot do."""
-    return read_config(ref)["model_type"] == "gemma2"
+def attention_kind(ref: ModelRef) -> str:
+    """transformers' name of how attention is computed. Gemma 2 caps scores, which torch's fused kernel cannot do."""
+    return "eager" if read_config(ref)["model_type"] == "gemma2" else "sdpa"
 
 
 def open_tokenizer(folder: Path) -> Any:

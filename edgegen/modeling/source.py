@@ -91,6 +91,10 @@ class TensorSource:
         """What a tensor becomes on a grid, in the exported orientation and padded width."""
         return grids.unpack(self.packed(name, grid), grid, self._shape[name][1])
 
+    def round_rows(self, name: str, grid: str, rows: NDArray[np.float32]) -> NDArray[np.float32]:
+        """What some of an unpadded tensor's rows become on a grid: (rows, C)."""
+        return grids.unpack(grids.pack(rows, grid, self._importance.get(name)), grid, rows.shape[1])
+
     def as_parameter(self, name: str, values: NDArray[np.float32]) -> torch.Tensor:
         """An exported matrix back in the model's own shape: padding cut off, orientation restored."""
         rows, columns = self._original_shape[name]
