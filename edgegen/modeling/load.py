@@ -195,6 +195,15 @@ def without_pooler(model: Any) -> Any:
     return model
 
 
+def memory_needed(parameters: int) -> int:
+    """Bytes that calibrating takes with the whole model in memory."""
+    return int(parameters * _dtype_of(parameters).itemsize * 1.25) + 500_000_000
+
+
+def _dtype_of(parameters: int) -> torch.dtype:
+    return torch.float32 if parameters <= _FP32_PARAMETERS else torch.bfloat16
+
+
 def open_model(ref: ModelRef, *, parameters: int) -> Any:
     """The model with its weights, in evaluation mode, on the CPU.
 
@@ -203,8 +212,8 @@ def open_model(ref: ModelRef, *, parameters: int) -> Any:
     Raises:
         DeviceError: the weights would not fit into the free memory.
     """
-    dtype = torch.float32 if parameters <= _FP32_PARAMETERS else torch.bfloat16
-    needed = int(parameters * (4 if dtype is torch.float32 else 2) * 1.25) + 500_000_000
+    dtype = _dtype_of(parameters)
+    needed = memory_needed(parameters)
     free = psutil.virtual_memory().available
     if needed > free:
         raise DeviceError(

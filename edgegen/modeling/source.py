@@ -29,14 +29,27 @@ _BLOCK_COLUMNS = 32
 _FFN_IN_BIAS = re.compile(r"\.(mlp\.(gate_proj|up_proj|c_fc|fc1)|intermediate\.dense|ffn\.lin1)(\.1)?\.bias$")
 _FIRST_FACTOR, _SECOND_FACTOR = ".0.weight", ".1.weight"
 """Ends of the names of a factorised matrix's two parts: (rank, inputs) and (outputs, rank)."""
-_CACHE_BYTES = 1_500_000_000
+CACHE_BYTES = 1_500_000_000
 
 
 class TensorSource:
     """Reads, pads and packs the tensors of one checkpoint. Safe to use from several threads."""
 
-    def __init__(self, empty: Any, checkpoint: Checkpoint, summary: ModelSummary, *, pad: bool = True) -> None:
-        """Take a checkpoint's tensors; without `pad` every width stays as it is."""
+    def __init__(
+        self,
+        empty: Any,
+        checkpoint: Checkpoint,
+        summary: ModelSummary,
+        *,
+        pad: bool = True,
+        cache_bytes: int = CACHE_BYTES,
+    ) -> None:
+        """Take a checkpoint's tensors; without `pad` every width stays as it is.
+
+        Args:
+            cache_bytes: packed tensors that are kept; the last one always is.
+        """
+        self._cache_bytes = cache_bytes
         self._checkpoint = checkpoint
         self._stored = stored_names(empty, checkpoint)
         self._transposed = {t.name for t in summary.tensors if is_transposed(empty, t.name)}
@@ -66,8 +79,10 @@ class TensorSource:
         tensor = self._checkpoint.read(self._stored[name])
         if name in self._transposed:
             tensor = tensor.T
-        values = tensor.reshape(self._original_shape[name]).contiguous().numpy()
+        values: NDArray[np.float32] = tensor.reshape(self._original_shape[name]).contiguous().numpy()
         rows, columns = self._shape[name]
+        if values.shape == (rows, columns):
+            return values
         return np.pad(values, ((0, rows - values.shape[0]), (0, columns - values.shape[1])))
 
     def packed(self, name: str, grid: str) -> NDArray[np.uint8]:
@@ -82,7 +97,7 @@ class TensorSource:
             if key not in self._cache:  # another thread may have been as quick
                 self._cached_bytes += packed.nbytes
             self._cache[key] = packed
-            while self._cached_bytes > _CACHE_BYTES and len(self._cache) > 1:
+            while self._cached_bytes > self._cache_bytes and len(self._cache) > 1:
                 _, old = self._cache.popitem(last=False)
                 self._cached_bytes -= old.nbytes
         return packed

@@ -12,7 +12,9 @@ V vocabulary entries.
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
+import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -257,17 +259,18 @@ class StreamedModel:
                 del block.forward
 
     def _fill(self, names: list[str], grids: Mapping[str, str]) -> None:
-        read: dict[str, torch.nn.Parameter] = {}
+        def read(stored: str) -> torch.nn.Parameter:
+            if stored in grids:
+                values = self._source.as_parameter(stored, self._source.rounded(stored, grids[stored]))
+            else:
+                values = self._source.original_parameter(stored)
+            return torch.nn.Parameter(values, requires_grad=False)
+
+        needed = list(dict.fromkeys(self._stored[name] for name in names))
+        with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+            found = dict(zip(needed, pool.map(read, needed), strict=True))
         for name in names:
-            stored = self._stored[name]
-            if stored not in read:
-                values = (
-                    self._source.as_parameter(stored, self._source.rounded(stored, grids[stored]))
-                    if stored in grids
-                    else self._source.original_parameter(stored)
-                )
-                read[stored] = torch.nn.Parameter(values, requires_grad=False)
-            _put(self.frame, name, read[stored])
+            _put(self.frame, name, found[self._stored[name]])
 
 
 def _frame(ref: ModelRef) -> Any:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +104,9 @@ def streamed_importance(
 
 
 @contextlib.contextmanager
-def _watched(stream: StreamedModel, tensors: list[TensorInfo], squares: dict[str, torch.Tensor]) -> Any:
+def _watched(
+    stream: StreamedModel, tensors: list[TensorInfo], squares: dict[str, torch.Tensor]
+) -> Iterator[dict[str, torch.Tensor]]:
     state: dict[str, torch.Tensor] = {}
 
     def watch(name: str) -> Any:
@@ -361,9 +363,7 @@ def _table_prices(
     return {grid: known[grid] if grid in known else interpolated(known, errors, grid) for grid in grids}
 
 
-def _spread(items: Any, count: int) -> list[str]:
+def _spread(items: Sequence[str], count: int) -> list[str]:
     """The first, the last and evenly some between, `count` at most."""
-    places: list[int] = (
-        np.linspace(0, len(items) - 1, min(count, len(items))).round().astype(int).tolist() if items else []
-    )
-    return [items[place] for place in places]
+    places = np.linspace(0, len(items) - 1, min(count, len(items))).round().astype(int)
+    return [items[int(place)] for place in places]

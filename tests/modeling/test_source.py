@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from edgegen.grids import ggml
 from edgegen.modeling.load import find_model, open_model
-from edgegen.modeling.source import ffn_widths, padded_summary
+from edgegen.modeling.source import TensorSource, ffn_widths, padded_summary
 from edgegen.modeling.structure import save_derived
 from edgegen.modeling.summary import resized_config
 from edgegen.records.structure import Structure
@@ -167,9 +167,9 @@ def test_many_threads_get_the_same_rows(tmp_path: Path) -> None:
     assert source._cached_bytes == found[0].nbytes
 
 
-def test_the_cache_forgets_beyond_its_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edgegen.modeling.source._CACHE_BYTES", 20_000)
-    source = open_all(make_tiny("llama", tmp_path / "model")).source
+def test_the_cache_forgets_beyond_its_limit(tmp_path: Path) -> None:
+    opened = open_all(make_tiny("llama", tmp_path / "model"))
+    source = TensorSource(opened.empty, opened.checkpoint, opened.summary, cache_bytes=20_000)
     matrices = [t.name for t in source.summary.tensors if t.quantizable]
     before = {name: source.packed(name, "q8_0").copy() for name in matrices}
     assert source._cached_bytes <= 28_000 and len(source._cache) < len(matrices)
