@@ -54,6 +54,10 @@ KeepTokens = Annotated[
         help="File of tokens that stay in a trimmed vocabulary, as edgegen learn --vocabulary writes it.",
     ),
 ]
+Memory = Annotated[
+    str | None,
+    typer.Option("--memory", help="What the model may take here, like 4GB; a larger one is measured block by block."),
+]
 LiteRtLm = Annotated[
     bool, typer.Option("--litertlm", help="Also pack the LiteRT artifact as model.litertlm, for LiteRT-LM.")
 ]
@@ -90,6 +94,7 @@ def arguments(
     grids: str | None,
     vocab: str,
     keep_tokens: str | None = None,
+    memory: str | None = None,
 ) -> dict[str, Any]:
     """The command line's words as the SDK's arguments.
 
@@ -110,4 +115,5 @@ def arguments(
         "grids": tuple(grid.strip().lower() for grid in grids.split(",") if grid.strip()) if grids else None,
         "vocab": vocab,
         "keep_tokens": keep_tokens,
+        "memory_bytes": parse_bytes(memory, what="--memory") if memory is not None else None,
     }

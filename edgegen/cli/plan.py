@@ -27,6 +27,7 @@ def plan(
     grids: options.Grids = None,
     vocab: options.Vocab = "auto",
     keep_tokens: options.KeepTokens = None,
+    memory: options.Memory = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -45,6 +46,7 @@ def plan(
         grids=grids,
         vocab=vocab,
         keep_tokens=keep_tokens,
+        memory=memory,
     )
     one, *more = options.targets_of(target)
     if more:

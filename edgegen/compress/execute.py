@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from edgegen.common.codec import save_json
 from edgegen.common.files import filling, require_free_bytes, write_text
 from edgegen.modeling.load import travelling_files
-from edgegen.modeling.source import TensorSource
+from edgegen.modeling.source import TensorSource, ffn_widths
 from edgegen.modeling.summary import resized_config
 from edgegen.modeling.vocabulary import Vocabulary, renumbered_ids
 from edgegen.records.compressed import Compressed, PackedTensor
@@ -78,11 +78,7 @@ def steps_of(plan: Plan) -> tuple[str, ...]:
     steps = []
     if plan.vocabulary.size != plan.vocabulary.original_size:
         steps.append(f"vocabulary trimmed from {plan.vocabulary.original_size:,} to {plan.vocabulary.size:,} tokens")
-    if plan.summary.ffn_size != plan.original.ffn_size:
-        steps.append(
-            f"feed-forward width padded with zeros from {plan.original.ffn_size} to {plan.summary.ffn_size}, "
-            "so that its rows fit blocks of 32"
-        )
+    steps += _padding_steps(plan)
     grids: dict[str, int] = {}
     for choice in plan.tensors:
         if choice.role != "vector":
@@ -90,6 +86,15 @@ def steps_of(plan: Plan) -> tuple[str, ...]:
     words = ", ".join(f"{number} × {grid}" for grid, number in sorted(grids.items(), key=lambda item: -item[1]))
     steps.append(f"weights rounded onto {words}")
     return tuple(steps)
+
+
+def _padding_steps(plan: Plan) -> list[str]:
+    before, after = ffn_widths(plan.original), ffn_widths(plan.summary)
+    padded = sorted({(before[layer], after[layer]) for layer in before if before[layer] < after.get(layer, 0)})
+    if not padded:
+        return []
+    words = ", ".join(f"{one} to {other}" for one, other in padded)
+    return [f"feed-forward width padded with zeros from {words}, so that its rows fit blocks of 32"]
 
 
 def _write_weights(

@@ -195,6 +195,15 @@ def without_pooler(model: Any) -> Any:
     return model
 
 
+def memory_needed(parameters: int) -> int:
+    """Bytes that calibrating takes with the whole model in memory."""
+    return int(parameters * _dtype_of(parameters).itemsize * 1.25) + 500_000_000
+
+
+def _dtype_of(parameters: int) -> torch.dtype:
+    return torch.float32 if parameters <= _FP32_PARAMETERS else torch.bfloat16
+
+
 def open_model(ref: ModelRef, *, parameters: int) -> Any:
     """The model with its weights, in evaluation mode, on the CPU.
 
@@ -203,15 +212,15 @@ def open_model(ref: ModelRef, *, parameters: int) -> Any:
     Raises:
         DeviceError: the weights would not fit into the free memory.
     """
-    dtype = torch.float32 if parameters <= _FP32_PARAMETERS else torch.bfloat16
-    needed = int(parameters * (4 if dtype is torch.float32 else 2) * 1.25) + 500_000_000
+    dtype = _dtype_of(parameters)
+    needed = memory_needed(parameters)
     free = psutil.virtual_memory().available
     if needed > free:
         raise DeviceError(
             f"{ref.source}: calibrating needs about {needed / 1e9:.1f} GB of memory and {free / 1e9:.1f} GB are free",
             hint="Close other programs or use a machine with more memory.",
         )
-    attention = "eager" if _wants_eager(ref) else "sdpa"
+    attention = attention_kind(ref)
     structure = read_structure(Path(ref.path))
     with quiet_transformers():
         build = model_class(read_config(ref)["model_type"])
@@ -237,9 +246,9 @@ def _open_derived(build: Any, ref: ModelRef, structure: Structure, dtype: torch.
     return model
 
 
-def _wants_eager(ref: ModelRef) -> bool:
-    """Gemma 2 caps attention scores, which torch's fused attention cannot do."""
-    return read_config(ref)["model_type"] == "gemma2"
+def attention_kind(ref: ModelRef) -> str:
+    """transformers' name of how attention is computed. Gemma 2 caps scores, which torch's fused kernel cannot do."""
+    return "eager" if read_config(ref)["model_type"] == "gemma2" else "sdpa"
 
 
 def open_tokenizer(folder: Path) -> Any:

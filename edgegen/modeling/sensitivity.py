@@ -78,7 +78,7 @@ def measure_sensitivity(
     blocks = [t for t in tensors if t.layer >= 0]
     tables = [t for t in tensors if t.layer < 0]
     fits = {t.name: fitting_grids(t, target, allowed) for t in tensors}
-    anchors = _anchors(fits, blocks, target)
+    anchors = anchors_of(fits, blocks, target)
     task, summary = task_of(source.summary), source.summary
 
     def distance() -> float:
@@ -124,23 +124,23 @@ def measure_sensitivity(
         step()
     for tensor in blocks:
         for grid in prices[tensor.name]:
-            prices[tensor.name][grid] *= _factor(factors, grid, target)
+            prices[tensor.name][grid] *= factor_of(factors, grid, target)
     finest = {t.name: fits[t.name][-1] for t in tensors}
     int8 = {name: next((g for g in fits[name] if activation[g] != "float"), "") for name in finest}
     with rounded_model(
-        model, source, {n: "f32" for n, g in int8.items() if g}, {"f32": _common_activation(int8, activation)}
+        model, source, {n: "f32" for n, g in int8.items() if g}, {"f32": common_activation(int8, activation)}
     ):
         floor = distance()
     step()
     return Sensitivity(kl=prices, factors=factors, floor=floor)
 
 
-def _common_activation(int8: dict[str, str], activation: Mapping[str, str]) -> str:
+def common_activation(int8: dict[str, str], activation: Mapping[str, str]) -> str:
     kinds = [activation[g] for g in int8.values() if g]
     return max(set(kinds), key=kinds.count) if kinds else "float"
 
 
-def _anchors(fits: dict[str, tuple[str, ...]], blocks: list[TensorInfo], target: Target) -> list[str]:
+def anchors_of(fits: dict[str, tuple[str, ...]], blocks: list[TensorInfo], target: Target) -> list[str]:
     """Up to four grids, spread over the bits, that at least half of the layers can take."""
     counted = [g for g in target.grid_names if sum(g in fits[t.name] for t in blocks) * 2 >= len(blocks)]
     ranked = sorted(
@@ -152,7 +152,7 @@ def _anchors(fits: dict[str, tuple[str, ...]], blocks: list[TensorInfo], target:
     return [ranked[round(i * (len(ranked) - 1) / 3)] for i in range(4)]
 
 
-def _factor(factors: dict[str, float], grid: str, target: Target) -> float:
+def factor_of(factors: dict[str, float], grid: str, target: Target) -> float:
     """Interpolated over bits per weight between measured grids; the ends are held."""
     if not factors:
         return 1.0
@@ -180,9 +180,9 @@ def _measure_table(
             break
         with rounded_model(model, source, {tensor.name: grid}, {}):
             measured[grid] = distance()
-    return {g: measured[g] if g in measured else _interpolated(measured, errors, g) for g in grids}
+    return {g: measured[g] if g in measured else interpolated(measured, errors, g) for g in grids}
 
 
-def _interpolated(measured: dict[str, float], errors: dict[str, float], grid: str) -> float:
+def interpolated(measured: dict[str, float], errors: dict[str, float], grid: str) -> float:
     points = sorted((math.log(errors[g] + 1e-30), math.log(kl + 1e-12)) for g, kl in measured.items())
     return float(np.exp(np.interp(math.log(errors[grid] + 1e-30), [p[0] for p in points], [p[1] for p in points])))

@@ -71,7 +71,7 @@ def rounded_model(
             if module is table:
                 module = model.get_output_embeddings() if model.config.tie_word_embeddings else None
             if block is not None and module is not None:
-                hooks.append(module.register_forward_pre_hook(_rounding_hook(block)))
+                hooks.append(module.register_forward_pre_hook(rounding_hook(block)))
         yield
     finally:
         for hook in hooks:
@@ -80,7 +80,9 @@ def rounded_model(
             parameters[name].data.copy_(source.original_parameter(name))
 
 
-def _rounding_hook(block: int) -> Any:
+def rounding_hook(block: int) -> Any:
+    """A module's forward pre-hook that rounds its first input, see `round_activations`."""
+
     def hook(module: Any, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
         return (round_activations(inputs[0], block), *inputs[1:])
 

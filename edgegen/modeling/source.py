@@ -1,6 +1,6 @@
 """A model's tensors as they will be exported: one orientation, rows that fit blocks, packed on demand.
 
-Every matrix is (R outputs, C inputs) float32. Where the feed-forward width is no multiple of 32 it is padded with
+Every matrix is (R outputs, C inputs) float32. Where a layer's feed-forward width is no multiple of 32 it is padded with
 zero channels: zero rows in gate and up, zero columns in down. That changes no output, and rows that grids can cut
 into blocks are worth more than the padding costs.
 
@@ -26,15 +26,30 @@ from edgegen.modeling.summary import is_transposed
 from edgegen.records.model import ModelSummary, TensorInfo
 
 _BLOCK_COLUMNS = 32
-_FFN_IN_BIAS = re.compile(r"\.(mlp\.(gate_proj|up_proj|c_fc|fc1)|intermediate\.dense|ffn\.lin1)\.bias$")
-_CACHE_BYTES = 1_500_000_000
+_FFN_IN_BIAS = re.compile(r"\.(mlp\.(gate_proj|up_proj|c_fc|fc1)|intermediate\.dense|ffn\.lin1)(\.1)?\.bias$")
+_FIRST_FACTOR, _SECOND_FACTOR = ".0.weight", ".1.weight"
+"""Ends of the names of a factorised matrix's two parts: (rank, inputs) and (outputs, rank)."""
+CACHE_BYTES = 1_500_000_000
 
 
 class TensorSource:
     """Reads, pads and packs the tensors of one checkpoint. Safe to use from several threads."""
 
-    def __init__(self, empty: Any, checkpoint: Checkpoint, summary: ModelSummary, *, pad: bool = True) -> None:
-        """Take a checkpoint's tensors; without `pad` every width stays as it is."""
+    def __init__(
+        self,
+        empty: Any,
+        checkpoint: Checkpoint,
+        summary: ModelSummary,
+        *,
+        pad: bool = True,
+        cache_bytes: int = CACHE_BYTES,
+    ) -> None:
+        """Take a checkpoint's tensors; without `pad` every width stays as it is.
+
+        Args:
+            cache_bytes: packed tensors that are kept; the last one always is.
+        """
+        self._cache_bytes = cache_bytes
         self._checkpoint = checkpoint
         self._stored = stored_names(empty, checkpoint)
         self._transposed = {t.name for t in summary.tensors if is_transposed(empty, t.name)}
@@ -64,8 +79,10 @@ class TensorSource:
         tensor = self._checkpoint.read(self._stored[name])
         if name in self._transposed:
             tensor = tensor.T
-        values = tensor.reshape(self._original_shape[name]).contiguous().numpy()
+        values: NDArray[np.float32] = tensor.reshape(self._original_shape[name]).contiguous().numpy()
         rows, columns = self._shape[name]
+        if values.shape == (rows, columns):
+            return values
         return np.pad(values, ((0, rows - values.shape[0]), (0, columns - values.shape[1])))
 
     def packed(self, name: str, grid: str) -> NDArray[np.uint8]:
@@ -80,7 +97,7 @@ class TensorSource:
             if key not in self._cache:  # another thread may have been as quick
                 self._cached_bytes += packed.nbytes
             self._cache[key] = packed
-            while self._cached_bytes > _CACHE_BYTES and len(self._cache) > 1:
+            while self._cached_bytes > self._cache_bytes and len(self._cache) > 1:
                 _, old = self._cache.popitem(last=False)
                 self._cached_bytes -= old.nbytes
         return packed
@@ -88,6 +105,10 @@ class TensorSource:
     def rounded(self, name: str, grid: str) -> NDArray[np.float32]:
         """What a tensor becomes on a grid, in the exported orientation and padded width."""
         return grids.unpack(self.packed(name, grid), grid, self._shape[name][1])
+
+    def round_rows(self, name: str, grid: str, rows: NDArray[np.float32]) -> NDArray[np.float32]:
+        """What some of an unpadded tensor's rows become on a grid: (rows, C)."""
+        return grids.unpack(grids.pack(rows, grid, self._importance.get(name)), grid, rows.shape[1])
 
     def as_parameter(self, name: str, values: NDArray[np.float32]) -> torch.Tensor:
         """An exported matrix back in the model's own shape: padding cut off, orientation restored."""
@@ -103,23 +124,42 @@ class TensorSource:
 
 
 def padded_summary(summary: ModelSummary) -> ModelSummary:
-    """The same model with a feed-forward width that is a multiple of 32."""
-    extra = -summary.ffn_size % _BLOCK_COLUMNS
-    if not extra or not any(t.role == "ffn_out" for t in summary.tensors):
-        return summary
-    if any(t.rows == 2 * summary.ffn_size for t in summary.tensors if t.role == "ffn_in"):
+    """The same model with feed-forward widths that are multiples of 32, layer by layer; itself if they all are."""
+    widths = ffn_widths(summary)
+    wide_in = [t for t in summary.tensors if t.role == "ffn_in" and not t.name.endswith(_FIRST_FACTOR)]
+    if any(t.rows == 2 * widths[t.layer] for t in wide_in):
         return summary  # gate and up in one matrix cannot be padded at its end
+    if not any(width % _BLOCK_COLUMNS for width in widths.values()):
+        return summary
     return msgspec.structs.replace(
         summary,
-        ffn_size=summary.ffn_size + extra,
-        tensors=tuple(_padded(t, summary.ffn_size, extra) for t in summary.tensors),
+        ffn_size=_fitting(summary.ffn_size),
+        tensors=tuple(_padded(t, widths[t.layer]) if t.layer in widths else t for t in summary.tensors),
     )
 
 
-def _padded(tensor: TensorInfo, ffn_size: int, extra: int) -> TensorInfo:
-    if tensor.role == "ffn_in" and tensor.rows == ffn_size:
-        return msgspec.structs.replace(tensor, rows=ffn_size + extra)
-    if tensor.role == "ffn_out" and tensor.columns == ffn_size:
-        return msgspec.structs.replace(tensor, columns=ffn_size + extra)
-    is_ffn_bias = tensor.role == "vector" and tensor.columns == ffn_size and _FFN_IN_BIAS.search(tensor.name)
-    return msgspec.structs.replace(tensor, columns=ffn_size + extra) if is_ffn_bias else tensor
+def ffn_widths(summary: ModelSummary) -> dict[int, int]:
+    """Feed-forward channels of each layer that has any, by the shapes of its matrices."""
+    widths: dict[int, int] = {}
+    for tensor in summary.tensors:
+        if tensor.role == "ffn_in" and not tensor.name.endswith(_FIRST_FACTOR):
+            widths.setdefault(tensor.layer, tensor.rows)
+    for tensor in summary.tensors:
+        # The output matrix says it best: gate and up may be one matrix. It may also be another layer's, and not stored.
+        if tensor.role == "ffn_out" and not tensor.name.endswith(_SECOND_FACTOR):
+            widths[tensor.layer] = tensor.columns
+    return widths
+
+
+def _padded(tensor: TensorInfo, width: int) -> TensorInfo:
+    if tensor.role == "ffn_in" and tensor.rows == width and not tensor.name.endswith(_FIRST_FACTOR):
+        return msgspec.structs.replace(tensor, rows=_fitting(width))
+    if tensor.role == "ffn_out" and not tensor.name.endswith(_SECOND_FACTOR):
+        return msgspec.structs.replace(tensor, columns=_fitting(width))
+    if tensor.role == "vector" and tensor.columns == width and _FFN_IN_BIAS.search(tensor.name):
+        return msgspec.structs.replace(tensor, columns=_fitting(width))
+    return tensor
+
+
+def _fitting(width: int) -> int:
+    return width + -width % _BLOCK_COLUMNS

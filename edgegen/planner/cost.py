@@ -22,6 +22,8 @@ What a model is apart from the device are its `Terms`; what turns them into time
 
 from __future__ import annotations
 
+import re
+
 import msgspec
 
 from edgegen.errors import ConfigError
@@ -29,6 +31,9 @@ from edgegen.records.model import ModelSummary, Task, TensorInfo
 from edgegen.records.plan import Prediction, Settings, Terms
 from edgegen.records.profile import Profile
 from edgegen.records.target import Target
+
+_CACHED = re.compile(r"\.(k|v)_proj(?:\.1)?\.weight$")
+"""Matrices whose outputs are cached; where they are one with the queries', all layers have the same heads."""
 
 
 class Device(msgspec.Struct, frozen=True):
@@ -147,7 +152,14 @@ def _cached_numbers(summary: ModelSummary, settings: Settings, device: Device) -
     if summary.task == "encoder":
         return 0.0
     tokens = -(-settings.context_tokens // device.context_step_tokens) * device.context_step_tokens
-    return 2 * summary.layers * summary.kv_heads * summary.head_size * tokens
+    return _cached_per_token(summary) * tokens
+
+
+def _cached_per_token(summary: ModelSummary) -> int:
+    """Numbers of all layers' keys and values; a layer may have fewer heads than the model's number of them."""
+    usual = summary.kv_heads * summary.head_size
+    rows = {(t.layer, found[1]): t.rows for t in summary.tensors if (found := _CACHED.search(t.name))}
+    return sum(rows.get((layer, part), usual) for layer in range(summary.layers) for part in "kv")
 
 
 def constant_rss(summary: ModelSummary, settings: Settings, device: Device) -> float:

@@ -57,7 +57,7 @@ def bake_off(
     _require_own(place)
     tell = notify or (lambda *event: None)
     known = {target: load_target(target) for target in targets}
-    subject = Subject(model, data, list(known.values()))
+    subject = Subject(model, data, list(known.values()), memory_bytes=wishes.get("memory_bytes"))
     failures: dict[str, EdgegenError] = {}
     for target in targets:
         try:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from edgegen import __version__
 from edgegen.common.codec import canonical_json
 from edgegen.export.registry import exporter_for
-from edgegen.modeling.source import TensorSource
+from edgegen.modeling.source import CACHE_BYTES, TensorSource
 from edgegen.records.plan import Settings
 from edgegen.records.profile import Profile
 from edgegen.records.target import Target
@@ -45,7 +45,13 @@ class Job:
         # Also refuses, before any work, what the format cannot say about this configuration.
         self._expressible_tokens = self.exporter.context_tokens(subject.config)
         blocks = [g.block for g in target.grids if not g.partial and (grids is None or g.name in grids)]
-        self.source = TensorSource(subject.empty, subject.checkpoint, subject.summary, pad=max(blocks, default=1) > 1)
+        self.source = TensorSource(
+            subject.empty,
+            subject.checkpoint,
+            subject.summary,
+            pad=max(blocks, default=1) > 1,
+            cache_bytes=0 if subject.is_streamed else CACHE_BYTES,
+        )
 
     @property
     def settings(self) -> Settings:
@@ -68,6 +74,7 @@ class Job:
             "model": self.subject.ref.digest,
             "data": self.subject.split.ref.digest,
             "target": canonical_json(self.target).decode(),
+            **({"streamed": True} if self.subject.is_streamed else {}),
         }
 
 

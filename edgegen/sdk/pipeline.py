@@ -61,7 +61,11 @@ def compress(
     wanted = resolve(profile, (target,), wishes)
     with opened_workspace(Path(out)) as workspace:
         run_chain(
-            Subject(model, data, [load_target(target)]), wanted, target, workspace, notify or (lambda *event: None)
+            Subject(model, data, [load_target(target)], memory_bytes=wanted.memory_bytes),
+            wanted,
+            target,
+            workspace,
+            notify or (lambda *event: None),
         )
     return read_result(Path(out))
 
@@ -83,7 +87,7 @@ def plan(
     """
     wanted = resolve(profile, (target,), wishes)
     with opened_workspace(Path(out)) as workspace:
-        subject = Subject(model, data, [load_target(target)])
+        subject = Subject(model, data, [load_target(target)], memory_bytes=wanted.memory_bytes)
         wanted = fit_task(wanted, subject.summary.task)
         job = Job(subject, wanted.profile, load_target(target), wanted.grids)
         try:

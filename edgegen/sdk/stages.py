@@ -21,14 +21,16 @@ from edgegen.errors import ConfigError
 from edgegen.modeling.encoder import plain_text
 from edgegen.modeling.load import open_tokenizer
 from edgegen.modeling.reference import save_reference
-from edgegen.modeling.sensitivity import measure_sensitivity
+from edgegen.modeling.sensitivity import Sensitivity, measure_sensitivity
 from edgegen.modeling.text import render
+from edgegen.modeling.trimming import VocabularyOption
 from edgegen.modeling.vector_reference import save_vectors
 from edgegen.planner.plan import plan_within
 from edgegen.records.artifact import Artifact
 from edgegen.records.measured import Measured
 from edgegen.records.plan import Infeasible, Plan
 from edgegen.records.profile import Budgets
+from edgegen.sdk import streaming
 from edgegen.sdk.job import Job, read_importance
 from edgegen.sdk.planning import (
     SolutionScorer,
@@ -75,6 +77,17 @@ def measure(
             )
     # The tail of the calibration rows: the sum of sensitivities is corrected on text that it was not made from.
     subject = job.subject
+    if subject.is_streamed:
+        found = streaming.measure(job, grids, vocab, progress)
+        return _save_measured(
+            folder,
+            found.sensitivity,
+            found.importance,
+            list(found.vocabularies),
+            calibration_tokens=found.calibration_tokens,
+            scored_tokens=found.scored_tokens,
+            notes=found.notes,
+        )
     scored = scored_windows(subject, subject.tokenizer)
     statistics = subject.statistics
     job.source.use_importance(statistics.importance)
@@ -83,7 +96,28 @@ def measure(
         subject.model, job.source, statistics, reference, scored, job.target, grids, progress=progress
     )
     options, notes = subject.vocabularies(vocab, keep)
-    _save_arrays(folder / "importance.npz", statistics.importance)
+    return _save_measured(
+        folder,
+        sensitivity,
+        statistics.importance,
+        options,
+        calibration_tokens=subject.calibration_tokens,
+        scored_tokens=sum(window.tokens for window in scored),
+        notes=tuple(notes),
+    )
+
+
+def _save_measured(
+    folder: Path,
+    sensitivity: Sensitivity,
+    importance: dict[str, NDArray[np.float32]],
+    options: list[VocabularyOption],
+    *,
+    calibration_tokens: int,
+    scored_tokens: int,
+    notes: tuple[str, ...],
+) -> Measured:
+    _save_arrays(folder / "importance.npz", importance)
     _save_arrays(folder / "vocabularies.npz", {str(o.choice.size): o.kept for o in options if o.kept is not None})
     measured = Measured(
         schema=1,
@@ -91,9 +125,9 @@ def measure(
         factors=sensitivity.factors,
         floor=sensitivity.floor,
         vocabularies=tuple(option.choice for option in options),
-        calibration_tokens=subject.calibration_tokens,
-        scored_tokens=sum(window.tokens for window in scored),
-        notes=tuple(notes),
+        calibration_tokens=calibration_tokens,
+        scored_tokens=scored_tokens,
+        notes=notes,
     )
     save_json(folder / "measured.json", measured)
     return measured
@@ -114,7 +148,8 @@ def make_plan(
     job.source.use_importance(read_importance(folder / "importance.npz"))
     kept_ids = read_vocabularies(folder)
     problem = build_problem(job, measured, kept_ids, budgets, prefer, grids)
-    scorer = SolutionScorer(job, kept_ids, progress)
+    streamed = job.subject.is_streamed
+    scorer = streaming.StreamedScorer(job, progress) if streamed else SolutionScorer(job, kept_ids, progress)
     planned = plan_within(problem, scorer)
     if isinstance(planned, Infeasible):
         return planned

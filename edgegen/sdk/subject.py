@@ -12,9 +12,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from edgegen.errors import ConfigError, UnsupportedError
 from edgegen.modeling.checkpoint import Checkpoint
-from edgegen.modeling.load import check_model, empty_model, find_model, open_model, open_tokenizer, read_config
+from edgegen.modeling.load import (
+    check_model,
+    empty_model,
+    find_model,
+    memory_needed,
+    open_model,
+    open_tokenizer,
+    read_config,
+)
 from edgegen.modeling.statistics import Statistics
 from edgegen.modeling.summary import summarize
 from edgegen.modeling.tasks import Task, task_of
@@ -70,11 +80,14 @@ class Subject(CheckedModel):
         split: the data, calibration and held-out rows.
     """
 
-    def __init__(self, model: str, data: str | None, targets: Sequence[Target]) -> None:
+    def __init__(
+        self, model: str, data: str | None, targets: Sequence[Target], *, memory_bytes: int | None = None
+    ) -> None:
         """Find and check model and data; no weights are loaded.
 
         Args:
             targets: runtimes that it is meant for; at least one has to know its family.
+            memory_bytes: what its weights may take here; None: what is free.
 
         Raises:
             ConfigError, UnsupportedError, NetworkError: whatever is wrong with them.
@@ -82,6 +95,13 @@ class Subject(CheckedModel):
         super().__init__(model, targets)
         self.task: Task = task_of(self.summary)
         self.split: Split = prepare_data(data)
+        self._memory_bytes = memory_bytes
+
+    @functools.cached_property
+    def is_streamed(self) -> bool:
+        """Whether it is larger than the memory that it may take, and read block by block."""
+        allowed = psutil.virtual_memory().available if self._memory_bytes is None else self._memory_bytes
+        return self.summary.task == "causal" and memory_needed(self.summary.parameters) > allowed
 
     @functools.cached_property
     def model(self) -> Any:

@@ -40,6 +40,9 @@ class Wishes(TypedDict, total=False):
     keep_tokens: str | Path | tuple[str, ...] | None
     """Tokens, or text whose tokens, stay in a trimmed vocabulary: a tuple, or a file that `edgegen learn --vocabulary`
     wrote, or one with a JSON list, or with a line for each."""
+    memory_bytes: int | None
+    """What the model's weights may take on this machine; a larger model is measured block by block. None: what is
+    free."""
     litertlm: bool
     """Whether the LiteRT artifact is also packed as one `.litertlm` file, for LiteRT-LM."""
 
@@ -55,6 +58,8 @@ class Wanted(msgspec.Struct, frozen=True):
     litertlm: bool = False
     keep: tuple[str, ...] = ()
     """Tokens that stay in a trimmed vocabulary, sorted."""
+    memory_bytes: int | None = None
+    """Of this machine, for the model's weights; None: what is free."""
     given: frozenset[str] = frozenset()
     """Budgets that are not the profile's own."""
 
@@ -119,6 +124,7 @@ def resolve(profile: str | Profile, targets: tuple[str, ...], wishes: Wishes) ->
         vocab=wishes.get("vocab", "auto"),
         litertlm=wishes.get("litertlm", False),
         keep=read_kept_tokens(wishes.get("keep_tokens")),
+        memory_bytes=wishes.get("memory_bytes"),
         given=frozenset(given),
     )
 

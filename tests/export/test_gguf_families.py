@@ -45,6 +45,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama, as many key heads": ("llama", {"kv_heads": 4}),
     "llama, biases": ("llama", {"attention_bias": True, "mlp_bias": True}),
     "llama, wide heads": ("llama", {"head_dim": 32}),
+    "qwen2, wide heads": ("qwen2", {"head_dim": 32}),
     "llama, rope theta": ("llama", {"rope_parameters": {"rope_type": "default", "rope_theta": 500_000.0}}),
     "llama, llama3 rope": ("llama", {"rope_parameters": LLAMA3}),
     "llama, linear rope": (
@@ -149,7 +150,7 @@ def test_window_caps_the_context(tmp_path: Path) -> None:
         ({"quantization_config": {"bits": 4}}, "quantization_config"),
         ({"model_type": "gemma2", "query_pre_attn_scalar": 99}, "query_pre_attn_scalar=99"),
         ({"model_type": "gemma2", "attn_logit_softcapping": None}, "soft caps"),
-        ({"model_type": "qwen2", "head_dim": 32}, "heads × head size"),
+        ({"model_type": "phi3", "head_dim": 32}, "heads × head size"),
         ({"model_type": "phi3", "rope_parameters": LLAMA3}, "rope type 'llama3'"),
     ],
 )

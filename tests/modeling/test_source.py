@@ -3,14 +3,18 @@
 import concurrent.futures
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from edgegen.grids import ggml
-from edgegen.modeling.source import padded_summary
+from edgegen.modeling.load import find_model, open_model
+from edgegen.modeling.source import TensorSource, ffn_widths, padded_summary
+from edgegen.modeling.structure import save_derived
 from edgegen.modeling.summary import resized_config
+from edgegen.records.structure import Structure
 from tests.modeling.opened import Opened, open_all
 from tests.tiny_models import make_tiny, reference_logits
 
@@ -54,6 +58,64 @@ def test_fitting_and_fused_widths_are_left_alone(tmp_path: Path) -> None:
     assert padded_summary(fitting) is fitting
     fused = open_all(make_tiny("phi3", tmp_path / "b", ffn=100)).summary
     assert padded_summary(fused) is fused
+
+
+def opened_with_widths(folder: Path, widths: tuple[int, ...], **overrides: object) -> Opened:
+    """A Llama whose layers have these feed-forward widths, as a derived checkpoint."""
+    hf = make_tiny("llama", folder / "original", layers=len(widths), ffn=max(widths), **overrides)  # type: ignore[arg-type]
+    ref = find_model(str(hf))
+    model = open_model(ref, parameters=10_000)
+    for layer, width in zip(model.model.layers, widths, strict=True):
+        for linear, axis in ((layer.mlp.gate_proj, 0), (layer.mlp.up_proj, 0), (layer.mlp.down_proj, 1)):
+            linear.weight.data = linear.weight.data.narrow(axis, 0, width).contiguous()
+            if linear.bias is not None and axis == 0:
+                linear.bias.data = linear.bias.data[:width].clone()
+            linear.out_features, linear.in_features = linear.weight.shape
+    save_derived(model, hf, Structure(schema=1, base=ref.digest, changes=()), folder / "derived")
+    return open_all(folder / "derived")
+
+
+def test_fitting_widths_of_each_layer_are_left_alone(tmp_path: Path) -> None:
+    opened = opened_with_widths(tmp_path, (128, 96, 64))
+    assert ffn_widths(opened.summary) == {0: 128, 1: 96, 2: 64}
+    assert opened.source.summary is opened.summary
+    assert opened.summary.ffn_size == 128
+
+
+def test_each_layer_is_padded_to_its_own_width(tmp_path: Path) -> None:
+    opened = opened_with_widths(tmp_path, (100, 96, 50), mlp_bias=True)
+    padded = opened.source.summary
+    assert ffn_widths(padded) == {0: 128, 1: 96, 2: 64}
+    assert padded.ffn_size == 128
+    for tensor in padded.tensors:
+        values = opened.source.matrix(tensor.name)
+        assert values.shape == (tensor.rows, tensor.columns)
+        original = opened.source.original_parameter(tensor.name)
+        assert torch.equal(opened.source.as_parameter(tensor.name, values), original)
+        assert np.count_nonzero(values) == np.count_nonzero(original.numpy())
+    grids_of = {t.name: "q4_0" for t in padded.tensors if t.quantizable}
+    assert all(opened.source.packed(name, grid).size for name, grid in grids_of.items())
+
+
+def test_only_the_channels_of_factorised_matrices_are_padded(tmp_path: Path) -> None:
+    summary = open_all(make_tiny("llama", tmp_path / "m", ffn=100)).summary
+    parts = {"up_proj": ((48, 64), (100, 48)), "down_proj": ((48, 100), (64, 48))}
+    tensors = []
+    for tensor in summary.tensors:
+        found = next((pair for name, pair in parts.items() if name in tensor.name), None)
+        if found is None:
+            tensors.append(tensor)
+            continue
+        for number, (rows, columns) in enumerate(found):
+            name = tensor.name.replace(".weight", f".{number}.weight")
+            tensors.append(msgspec.structs.replace(tensor, name=name, rows=rows, columns=columns))
+    padded = padded_summary(msgspec.structs.replace(summary, tensors=tuple(tensors)))
+    shapes = {t.name.rpartition("0.mlp.")[2]: (t.rows, t.columns) for t in padded.tensors if ".0.mlp." in t.name}
+    assert shapes == {
+        "gate_proj.weight": (128, 64),
+        **{"up_proj.0.weight": (48, 64), "up_proj.1.weight": (128, 48)},
+        **{"down_proj.0.weight": (48, 128), "down_proj.1.weight": (64, 48)},
+    }
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
@@ -105,9 +167,9 @@ def test_many_threads_get_the_same_rows(tmp_path: Path) -> None:
     assert source._cached_bytes == found[0].nbytes
 
 
-def test_the_cache_forgets_beyond_its_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edgegen.modeling.source._CACHE_BYTES", 20_000)
-    source = open_all(make_tiny("llama", tmp_path / "model")).source
+def test_the_cache_forgets_beyond_its_limit(tmp_path: Path) -> None:
+    opened = open_all(make_tiny("llama", tmp_path / "model"))
+    source = TensorSource(opened.empty, opened.checkpoint, opened.summary, cache_bytes=20_000)
     matrices = [t.name for t in source.summary.tensors if t.quantizable]
     before = {name: source.packed(name, "q8_0").copy() for name in matrices}
     assert source._cached_bytes <= 28_000 and len(source._cache) < len(matrices)

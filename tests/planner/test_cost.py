@@ -76,6 +76,9 @@ def test_resident_memory() -> None:
     summary = summary_of((EMBED, BLOCK, NORM))
     # 300 tokens of context are rounded up to 512; 2 layers, 1 head of 4, keys and values of 16 bits.
     assert kv_bytes(summary, SETTINGS, DEVICE) == 2 * 2 * 1 * 4 * 512 * 2
+    narrow = tensor("model.layers.1.self_attn.k_proj.weight", "attention_in", rows=2)
+    fewer = summary_of((EMBED, BLOCK, NORM, msgspec.structs.replace(narrow, layer=1)))
+    assert kv_bytes(fewer, SETTINGS, DEVICE) == (4 + 4 + 2 + 4) * 512 * 2
     constant = 1000 + 100 + 16384 + 16 * 8 * 2 + 16 * 8 * 3 + 16 * 10 + 16 * 16 * 0.5
     assert constant_rss(summary, SETTINGS, DEVICE) == constant
     assert price({"embed": "q8", "block": "q8"}).rss_bytes == constant + 50 + 68 + 64 + 32

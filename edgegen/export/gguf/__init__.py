@@ -3,6 +3,7 @@
 family      what the specification of a model family is made of
 families    what each model family is called there, and which of its settings go where
 encoder     the same for sentence encoders
+layers      widths and heads that differ from layer to layer
 rope        rotary positions and their scaling rules
 tensors     names, row order and shapes
 tokenizer   tokenizer.json in GGUF's words

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from edgegen import grids
 from edgegen.common.codec import load_json, save_json
 from edgegen.common.files import remove_tree, replacing, require_free_bytes
-from edgegen.errors import ConfigError
+from edgegen.errors import ConfigError, UnsupportedError
 from edgegen.export.folder import (
     NO_SPECIAL_TOKENS,
     SpecialTokens,
@@ -32,8 +32,9 @@ from edgegen.export.folder import (
 )
 from edgegen.export.gguf import header
 from edgegen.export.gguf.encoder import pooling_metadata
-from edgegen.export.gguf.families import family_of, translate
+from edgegen.export.gguf.families import translate
 from edgegen.export.gguf.family import Config, Family, Translation
+from edgegen.export.gguf.layers import describe
 from edgegen.export.gguf.proof import Proof, prove
 from edgegen.export.gguf.rope import Value
 from edgegen.export.gguf.tensors import Placed, Stored, aligned, head_order, place, tensor_bytes
@@ -95,6 +96,12 @@ def export_gguf(
         DeviceError: no space on the disk.
     """
     compressed = load_json(compressed_folder / "compressed.json", Compressed)
+    if compressed.shared:
+        name, source = next(iter(compressed.shared.items()))
+        raise UnsupportedError(
+            f"GGUF has no shared weights, and {name} uses those of {source}",
+            hint="Plan without sharing for this target: a file would hold them twice.",
+        )
     config = read_config(compressed_folder)
     weights = map_weights(compressed_folder, compressed)
     summary = compressed.summary
@@ -215,8 +222,7 @@ def _lay_out(
     Args:
         pooling: an encoder's; any takes as many bytes as another.
     """
-    family = family_of(config)
-    translation = translate(config)
+    family, translation = describe(config, stored)
     placed = place(family, config, translation, stored)
     rows = next(tensor.rows for tensor in placed if tensor.name == "token_embd.weight")
     files = read_tokenizer(folder)

@@ -10,6 +10,7 @@ Families are named by transformers' `model_type`.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from edgegen.common.codec import did_you_mean
 from edgegen.errors import ConfigError, UnsupportedError
@@ -24,7 +25,7 @@ _QK_NORM = ("attn_q_norm.weight", "attn_k_norm.weight")
 
 
 def family_of(config: Config) -> Family:
-    """The specification for a configuration.
+    """The specification for a configuration whose layers are alike.
 
     Raises:
         UnsupportedError: not a family that can be written.
@@ -36,17 +37,28 @@ def family_of(config: Config) -> Family:
             f"model type {name!r} cannot be written as GGUF",
             hint=f"{did_you_mean(name, sorted(known))} All: {', '.join(sorted(known))}.",
         )
-    return known[name]
+    family = known[name]
+    # llama.cpp's qwen2 takes the hidden size for the size of all heads together; deci reads it.
+    return as_deci(family) if name == "qwen2" and not _heads_fill_hidden(config) else family
 
 
-def translate(config: Config) -> Translation:
+def as_deci(family: Family) -> Family:
+    """A Llama-like family in the architecture `deci`, which computes what `llama` computes, rotates as it does, and
+    reads heads and feed-forward widths per layer."""
+    return replace(family, arch="deci", permuted=True)
+
+
+def translate(config: Config, family: Family | None = None) -> Translation:
     """Turn a configuration into metadata.
+
+    Args:
+        family: how it is written; None is its own family's specification.
 
     Raises:
         UnsupportedError: an unknown family, or something in the configuration that llama.cpp would ignore.
         ConfigError: a needed key is missing.
     """
-    family = family_of(config)
+    family = family or family_of(config)
     given = {key: value for key, value in config.items() if value is not None}
     filled = {**family.defaults, **given}
     _refuse(family, filled)
@@ -83,11 +95,16 @@ def _refuse(family: Family, config: Config) -> None:
         )
 
 
+def _heads_fill_hidden(config: Config) -> bool:
+    hidden, heads = config.get("hidden_size"), config.get("num_attention_heads")
+    return not (hidden and heads) or (config.get("head_dim") or hidden // heads) * heads == hidden
+
+
 def _rotary(family: Family, config: Config) -> Translation:
     """Metadata of the families with rotary positions and RMS or layer norms: all but GPT-2."""
     hidden, heads = int(config["hidden_size"]), int(config["num_attention_heads"])
     head_size = int(config.get("head_dim") or hidden // heads)
-    if family.arch in ("qwen2", "phi2", "phi3") and head_size * heads != hidden:
+    if family.arch in ("phi2", "phi3") and head_size * heads != hidden:
         raise UnsupportedError(
             f"{family.arch} needs heads × head size = hidden size, not {heads} × {head_size}, {hidden}"
         )
@@ -106,10 +123,11 @@ def _rotary(family: Family, config: Config) -> Translation:
         else ("layer_norm_rms_epsilon", "rms_norm_eps")
     )
     context, notes = _context(family, config)
+    layers = int(config["num_hidden_layers"])
     metadata: dict[str, Value] = {
         "context_length": context,
         "embedding_length": hidden,
-        "block_count": int(config["num_hidden_layers"]),
+        "block_count": layers,
         "feed_forward_length": int(config["intermediate_size"]),
         "attention.head_count": heads,
         "attention.head_count_kv": kv_heads,
@@ -122,9 +140,8 @@ def _rotary(family: Family, config: Config) -> Translation:
     return Translation(
         metadata={f"{family.arch}.{key}": value for key, value in metadata.items()},
         context_tokens=context,
-        heads=heads,
-        kv_heads=kv_heads,
-        layers=int(config["num_hidden_layers"]),
+        heads=(heads,) * layers,
+        kv_heads=(kv_heads,) * layers,
         tensors=rope.tensors,
         notes=(*notes, *rope.notes),
     )
@@ -179,7 +196,6 @@ def _gemma(family: Family, config: Config) -> Translation:
         context_tokens=base.context_tokens,
         heads=base.heads,
         kv_heads=base.kv_heads,
-        layers=layers,
         tensors=base.tensors,
         query_scale=_gemma_query_scale(family, config, base),
         notes=base.notes,
@@ -193,7 +209,7 @@ def _gemma_query_scale(family: Family, config: Config, base: Translation) -> flo
     √(hidden size / heads). Gemma 3 has a query norm that can carry a quotient; Gemma 2 has not.
     """
     largest = {"gemma2": 46, "gemma3": 62}[family.arch]
-    own = int(config["hidden_size"]) // base.heads if base.layers == largest else int(config["head_dim"])
+    own = int(config["hidden_size"]) // base.heads[0] if base.layers == largest else int(config["head_dim"])
     wanted = float(config.get("query_pre_attn_scalar", own))
     if math.isclose(wanted, own):
         return 1.0
@@ -219,9 +235,8 @@ def _gpt2(family: Family, config: Config) -> Translation:
     return Translation(
         metadata={f"{family.arch}.{key}": value for key, value in metadata.items()},
         context_tokens=context,
-        heads=heads,
-        kv_heads=heads,
-        layers=layers,
+        heads=(heads,) * layers,
+        kv_heads=(heads,) * layers,
         tensors={},
     )
 

@@ -22,9 +22,9 @@ class Translation:
     """Full keys, the architecture's prefix included."""
     context_tokens: int
     """The longest sequence that the file stands for."""
-    heads: int
-    kv_heads: int
-    layers: int
+    heads: tuple[int, ...]
+    """Per layer."""
+    kv_heads: tuple[int, ...]
     tensors: dict[str, Floats]
     """Vectors that are not in the checkpoint but computed from its configuration."""
     first_position: int = 0
@@ -32,6 +32,10 @@ class Translation:
     query_scale: float = 1.0
     """Factor that must go into the query norm because the architecture has no key for it."""
     notes: tuple[str, ...] = ()
+
+    @property
+    def layers(self) -> int:
+        return len(self.heads)
 
 
 @dataclass(frozen=True, slots=True)

@@ -109,14 +109,14 @@ def place(family: Family, config: Config, translation: Translation, stored: Sequ
         UnsupportedError: a tensor that the architecture has no place for.
         ConfigError: a tensor is missing or there twice, has an impossible shape, or a vector is not f32.
     """
-    named = _named(family, translation, stored)
+    named = name_tensors(family, translation, stored)
     placed: dict[str, Placed] = {}
     for name, tensor in named.items():
         heads = 0
         if family.permuted and ".attn_q." in name:
-            heads = translation.heads
+            heads = translation.heads[_layer(name)]
         elif family.permuted and ".attn_k." in name:
-            heads = translation.kv_heads
+            heads = translation.kv_heads[_layer(name)]
         norm = name.endswith("_norm.weight")
         skip = translation.first_position if name == "position_embd.weight" else 0
         placed[name] = _checked(
@@ -143,8 +143,13 @@ def place(family: Family, config: Config, translation: Translation, stored: Sequ
     return sorted(placed.values(), key=_file_order)
 
 
-def _named(family: Family, translation: Translation, stored: Sequence[Stored]) -> dict[str, Stored]:
-    """GGUF name → stored tensor, complete and without surplus."""
+def name_tensors(family: Family, translation: Translation, stored: Sequence[Stored]) -> dict[str, Stored]:
+    """GGUF name → stored tensor, complete and without surplus.
+
+    Raises:
+        UnsupportedError: a tensor that the architecture has no place for.
+        ConfigError: a tensor is missing or there twice.
+    """
     arch = next(key for key, value in gguf.MODEL_ARCH_NAMES.items() if value == family.arch)
     names = gguf.get_tensor_name_map(arch, translation.layers)
     allowed = {*family.top, "output.weight"} - ({"output.weight"} if family.head == "tied" else set())
@@ -210,5 +215,10 @@ def _require_shapes(family: Family, translation: Translation, config: Config, pl
 def _file_order(tensor: Placed) -> tuple[int, str]:
     """Tables first, then the blocks in order: a memory-mapped file is then read front to back."""
     if tensor.name.startswith("blk."):
-        return int(tensor.name.split(".")[1]), tensor.name
+        return _layer(tensor.name), tensor.name
     return (-1 if tensor.name.startswith(("token_", "position_embd", "rope")) else 1_000_000), tensor.name
+
+
+def _layer(name: str) -> int:
+    """Of a tensor in a block, by its GGUF name."""
+    return int(name.split(".")[1])
