@@ -50,6 +50,11 @@ def _deliver(folder: Path) -> None:
     assert outcomes["onnx"].state == outcomes["litert"].state == "confirmed"
 
 
+def _own_technique(folder: Path) -> None:
+    plan = load_json(folder / "plan.json", edgegen.Plan)
+    assert [one.technique for one in plan.considered] == ["late_values"]
+
+
 def _demo(folder: Path) -> None:
     result = edgegen.read_result(folder)
     assert result.passed and result.artifact.target == "gguf"
@@ -66,6 +71,7 @@ LEFT: dict[str, Callable[[Path], None]] = {
     "03_verify": _verify,
     "04_custom_profile": _custom_profile,
     "05_deliver": _deliver,
+    "06_own_technique": _own_technique,
     "demo": _demo,
 }
 SCRIPTS = sorted(path.stem for path in EXAMPLES.glob("*.py") if path.stem not in SHARED)

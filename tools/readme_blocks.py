@@ -9,6 +9,8 @@ Between these markers stands what the program itself says, or the file word for 
     <!-- end:help -->
     <!-- begin:file examples/02_compress.py -->
     <!-- end:file -->
+    <!-- begin:table techniques -->   registered techniques by what a Llama's can be written for, not fenced
+    <!-- end:table -->
 
 Help is asked for at 100 columns without colours, so that it does not depend on anyone's terminal.
 """
@@ -23,7 +25,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-_BLOCK = re.compile(r"(?ms)^<!-- begin:(help|file) (.+?) -->\n(.*?)^<!-- end:\1 -->$")
+_BLOCK = re.compile(r"(?ms)^<!-- begin:(help|file|table) (.+?) -->\n(.*?)^<!-- end:\1 -->$")
 _MARKER = re.compile(r"(?m)^<!-- (?:begin|end):.*$")
 _LANGUAGES = {".py": "python", ".toml": "toml", ".json": "json", ".yml": "yaml", ".sh": "bash"}
 
@@ -78,6 +80,8 @@ def changed(before: str, after: str) -> list[str]:
 
 def _renewed(block: re.Match[str]) -> str:
     kind, name = block[1], block[2]
+    if kind == "table":
+        return f"<!-- begin:table {name} -->\n{table_of(name)}\n<!-- end:table -->"
     content, language = (help_of(name), "text") if kind == "help" else file_of(name)
     # A fence longer than any in the content, so that Markdown files can be included too.
     fence = "`" * max(3, *(len(run) + 1 for run in re.findall(r"`{3,}", content)), 3)
@@ -103,6 +107,28 @@ def help_of(command: str) -> str:
     if done.returncode != 0:
         raise ValueError(f"edgegen {command} --help: {done.stderr.strip() or 'failed'}")
     return "\n".join(line.rstrip() for line in done.stdout.strip("\n").splitlines())
+
+
+def table_of(name: str) -> str:
+    """A table that the registries say.
+
+    Raises:
+        ValueError: there is no such table.
+    """
+    if name != "techniques":
+        raise ValueError(f"table {name}: the only one is techniques")
+    from transformers import LlamaConfig
+
+    from edgegen.catalog import load_target
+    from edgegen.export.registry import TARGETS
+    from edgegen.techniques.registry import techniques
+
+    config = LlamaConfig()
+    lines = [f"| `--techniques` | what it does | {' | '.join(TARGETS)} |", "|---|---|" + "---|" * len(TARGETS)]
+    for technique in techniques():
+        cells = [technique.obstacle(config, load_target(target)) or "yes" for target in TARGETS]
+        lines.append(f"| `{technique.NAME}` | {technique.TITLE} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def file_of(name: str) -> tuple[str, str]:

@@ -30,6 +30,8 @@ def compress(
     vocab: options.Vocab = "auto",
     keep_tokens: options.KeepTokens = None,
     memory: options.Memory = None,
+    budget: options.Budget = None,
+    techniques: options.Techniques = None,
     litertlm: options.LiteRtLm = False,
     tui: options.Tui = False,
     json: options.Json = False,
@@ -54,6 +56,8 @@ def compress(
         vocab=vocab,
         keep_tokens=keep_tokens,
         memory=memory,
+        budget=budget,
+        techniques=techniques,
     )
     arguments["litertlm"] = litertlm
     targets = options.targets_of(target)

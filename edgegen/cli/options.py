@@ -58,6 +58,18 @@ Memory = Annotated[
     str | None,
     typer.Option("--memory", help="What the model may take here, like 4GB; a larger one is measured block by block."),
 ]
+Budget = Annotated[
+    str | None,
+    typer.Option(
+        "--budget",
+        help="Time for changing the structure too (depth, width, rank …) and healing it, like 10m, 1h or overnight; "
+        "for each target.",
+    ),
+]
+Techniques = Annotated[
+    str | None, typer.Option("--techniques", help="Use only these within --budget, like depth,width; see --explain.")
+]
+Explain = Annotated[bool, typer.Option("--explain", help="Say of each technique why it was taken or not.")]
 LiteRtLm = Annotated[
     bool, typer.Option("--litertlm", help="Also pack the LiteRT artifact as model.litertlm, for LiteRT-LM.")
 ]
@@ -95,6 +107,8 @@ def arguments(
     vocab: str,
     keep_tokens: str | None = None,
     memory: str | None = None,
+    budget: str | None = None,
+    techniques: str | None = None,
 ) -> dict[str, Any]:
     """The command line's words as the SDK's arguments.
 
@@ -116,4 +130,13 @@ def arguments(
         "vocab": vocab,
         "keep_tokens": keep_tokens,
         "memory_bytes": parse_bytes(memory, what="--memory") if memory is not None else None,
+        "budget": budget,
+        "techniques": _names(techniques),
     }
+
+
+def _names(listed: str | None) -> tuple[str, ...] | None:
+    """Names between commas, each once."""
+    if listed is None:
+        return None
+    return tuple(dict.fromkeys(name.strip().lower() for name in listed.split(",") if name.strip()))

@@ -28,6 +28,9 @@ def plan(
     vocab: options.Vocab = "auto",
     keep_tokens: options.KeepTokens = None,
     memory: options.Memory = None,
+    budget: options.Budget = None,
+    techniques: options.Techniques = None,
+    explain: options.Explain = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -47,6 +50,8 @@ def plan(
         vocab=vocab,
         keep_tokens=keep_tokens,
         memory=memory,
+        budget=budget,
+        techniques=techniques,
     )
     one, *more = options.targets_of(target)
     if more:
@@ -62,6 +67,8 @@ def plan(
         raise InfeasibleError(found.message, hint=pipeline.nearest(found))
     if not json:
         _show(found)
+        if explain or budget:
+            _explain(found)
         sys.stdout.write(f"\nnext      edgegen compress {model} with the same options\n")
 
 
@@ -111,5 +118,27 @@ def _show(plan: Plan) -> None:
     if expected.load_s is not None:
         console.print(f"opens in {format_seconds(expected.load_s)}, as devices load now", highlight=False)
     console.print(f"vocabulary: {plan.vocabulary.why}", highlight=False)
+    for change in plan.structure:
+        console.print(f"structure: {change.words}", highlight=False)
     for note in plan.notes:
         console.print(f"! {note}", highlight=False)
+
+
+def _explain(plan: Plan) -> None:
+    """What became of each technique, and what more time would buy."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    table = Table(title="techniques", title_justify="left", box=None)
+    for name in ("technique", "", "why"):
+        table.add_column(name, overflow="fold")
+    smaller = plan.vocabulary.size < plan.vocabulary.original_size
+    grids = sorted({choice.grid for choice in plan.tensors if choice.role != "vector"})
+    table.add_row("vocabulary", "taken" if smaller else "", plan.vocabulary.why)
+    table.add_row("quantization", "taken", f"{', '.join(grids)}; each tensor's reason stands above")
+    for one in plan.considered:
+        table.add_row(one.technique, "taken" if one.taken else "", f"{one.title}: {one.why}")
+    console.print(table)
+    if plan.more_time:
+        console.print(plan.more_time, highlight=False)

@@ -22,6 +22,7 @@ from edgegen.common.codec import save_json
 from edgegen.common.files import filling, require_free_bytes, write_text
 from edgegen.modeling.load import travelling_files
 from edgegen.modeling.source import TensorSource, ffn_widths
+from edgegen.modeling.structure import read_structure
 from edgegen.modeling.summary import resized_config
 from edgegen.modeling.vocabulary import Vocabulary, renumbered_ids
 from edgegen.records.compressed import Compressed, PackedTensor
@@ -38,6 +39,7 @@ def compress_model(
     kept: NDArray[np.int64] | None,
     out: Path,
     *,
+    original: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Compressed:
     """Carry out a plan.
@@ -48,6 +50,7 @@ def compress_model(
         config: the model's config.json.
         kept: (K,) ids of the plan's vocabulary; None keeps all.
         out: folder to write; replaced if it exists.
+        original: folder of the checkpoint that `source` reads; None: the plan's model.
         progress: called with (tensors done, tensors in all).
 
     Raises:
@@ -57,7 +60,8 @@ def compress_model(
     total = sum(choice.bytes for choice in plan.tensors)
     require_free_bytes(out.parent, int(total * 1.05) + 10_000_000)
     with filling(out) as building:
-        folder = Path(plan.model.path)
+        folder = original or Path(plan.model.path)
+        structure = read_structure(folder)
         files = _write_companions(plan, folder, config, kept, building)
         packed, digest = _write_weights(plan, source, kept, building / "weights.bin", progress)
         record = Compressed(
@@ -68,6 +72,7 @@ def compress_model(
             steps=steps_of(plan),
             files=files,
             lineage=plan.lineage,
+            shared={} if structure is None else structure.shared,
         )
         save_json(building / "compressed.json", record)
     return record
@@ -75,7 +80,7 @@ def compress_model(
 
 def steps_of(plan: Plan) -> tuple[str, ...]:
     """What a plan does, in words."""
-    steps = []
+    steps = [change.words for change in plan.structure]
     if plan.vocabulary.size != plan.vocabulary.original_size:
         steps.append(f"vocabulary trimmed from {plan.vocabulary.original_size:,} to {plan.vocabulary.size:,} tokens")
     steps += _padding_steps(plan)

@@ -60,12 +60,14 @@ def save_reference(
     eos_ids: tuple[int, ...],
     context_tokens: int,
     out: Path,
+    base: Any = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Reference:
     """Score held-out text and answer prompts with the original; score a part with the rounded weights.
 
     Args:
-        model: the original; changed and restored.
+        model: the original.
+        source: the tensors of the model whose weights were rounded.
         tokenizer: the original's.
         artifact_tokenizer: the plan's (trimmed) one.
         kept: (K,) ids of the plan's vocabulary in the original's; None if nothing was trimmed.
@@ -75,6 +77,8 @@ def save_reference(
         eos_ids: where answers end, original ids.
         context_tokens: what the artifact's runtime will hold.
         out: folder to write; replaced if it exists.
+        base: the model whose weights were rounded, where the structure was changed; None: `model`. Changed here and
+            restored.
 
     Raises:
         DeviceError: the disk is full.
@@ -99,9 +103,10 @@ def save_reference(
         plain = make_windows(tokenizer, heldout, **cut)
         plain_nats = _nats(model, plain)
         parity_windows = _first(windows, int(np.clip(_PARITY_BYTES // (4 * columns), 64, _PARITY_TOKENS)))
-        with rounded_model(model, source, _rounded_only(grids), {}):
-            logits = torch.cat([_logits(model, _in_original(window, kept)) for window in parity_windows])
-            runs = [_greedy_run(model, window, kept, context_tokens) for window in parity_windows[:_GREEDY_RUNS]]
+        base = model if base is None else base
+        with rounded_model(base, source, _rounded_only(grids), {}):
+            logits = torch.cat([_logits(base, _in_original(window, kept)) for window in parity_windows])
+            runs = [_greedy_run(base, window, kept, context_tokens) for window in parity_windows[:_GREEDY_RUNS]]
         parity = logits if keep is None else logits[:, keep]
         np.save(building / "parity.npy", parity.numpy().astype(np.float32))
         answered = []

@@ -37,7 +37,7 @@ class Sensitivity(msgspec.Struct, frozen=True):
     factors: dict[str, float]
     """Grid → measured over summed KL when all linear layers take it; already applied to `kl`."""
     floor: float
-    """KL of rounding activations to int8 alone."""
+    """KL to the original of rounding activations to int8 alone; a changed structure's own KL is in it."""
 
 
 def fitting_grids(tensor: TensorInfo, target: Target, allowed: tuple[str, ...] | None) -> tuple[str, ...]:
@@ -63,13 +63,15 @@ def measure_sensitivity(
     target: Target,
     allowed: tuple[str, ...] | None,
     *,
+    original: torch.Tensor | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Sensitivity:
     """Price every grid of every tensor.
 
     Args:
-        model: the original; changed and restored.
+        model: whose weights are rounded; changed and restored.
         reference: its outputs on `windows`: (T, V) log-probabilities, or (W, D) vectors.
+        original: what the model that it was derived from says there; None: it is the original.
         windows: text that `statistics` did not see.
         allowed: grids named by the user; None: those that the target plans with.
         progress: called with (steps done, steps in all).
@@ -130,7 +132,7 @@ def measure_sensitivity(
     with rounded_model(
         model, source, {n: "f32" for n, g in int8.items() if g}, {"f32": common_activation(int8, activation)}
     ):
-        floor = distance()
+        floor = task.distance(reference if original is None else original, task.outputs(model, summary, windows))
     step()
     return Sensitivity(kl=prices, factors=factors, floor=floor)
 

@@ -7,8 +7,9 @@ is a folder like any other with `structure.json` beside it, and opens like any o
 
 from __future__ import annotations
 
+import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,29 @@ def shared_of(model: Any) -> dict[str, str]:
             found[name] = first[id(parameter)]
         first.setdefault(id(parameter), name)
     return found
+
+
+def changed_layers(model: Any, original: Any, kept: Sequence[int]) -> set[int]:
+    """Blocks with other weights, or other shapes, than those that they come from.
+
+    Args:
+        kept: the original's number of each of the model's blocks.
+    """
+
+    def by_block(some: Any) -> dict[int, dict[str, torch.Tensor]]:
+        found: dict[int, dict[str, torch.Tensor]] = {}
+        for name, parameter in some.named_parameters(remove_duplicate=False):
+            number = re.search(r"\.(?:layers|h|layer)\.(\d+)\.", name)
+            if number:
+                found.setdefault(int(number[1]), {})[name[number.end() :]] = parameter
+        return found
+
+    own, theirs = by_block(model), by_block(original)
+
+    def same(mine: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+        return mine.keys() == other.keys() and all(torch.equal(mine[name], other[name]) for name in mine)
+
+    return {number for number, block in own.items() if not same(block, theirs[kept[number]])}
 
 
 def restructure(model: Any, structure: Structure, shapes: Mapping[str, tuple[int, ...]]) -> Any:

@@ -8,6 +8,7 @@ from edgegen.records.base import Record
 from edgegen.records.data import DataRef
 from edgegen.records.model import ModelRef, ModelSummary, Task
 from edgegen.records.profile import Budgets, Profile
+from edgegen.records.structure import Change, Considered
 
 
 class Option(Record, frozen=True):
@@ -158,6 +159,14 @@ class Plan(Record, frozen=True):
     """Wall time that planning took."""
     terms: Terms | None = None
     """What the prediction is made of; None in plans of before it was written down."""
+    structure: tuple[Change, ...] = ()
+    """What is changed before weights are rounded."""
+    structure_name: str = ""
+    """Of the derived checkpoint in the workspace; empty: the original's own structure."""
+    considered: tuple[Considered, ...] = ()
+    """What became of each technique."""
+    more_time: str = ""
+    """What a larger time budget would buy."""
     lineage: str = ""
     """One id from the model to what devices report: the digest of everything that decides the artifact. The artifact,
     the receipt and the release's provenance repeat it."""

@@ -33,3 +33,53 @@ class Structure(Record, frozen=True):
     """Parameter that is not stored → the stored parameter whose weights it uses too."""
     healed_tokens: int = 0
     """Predictions that it was trained on afterwards, to say what the original says."""
+
+
+def kept_layers(layers: int, changes: tuple[Change, ...]) -> tuple[int, ...]:
+    """The original's number of each block that is left; techniques name blocks that go in `values["removed"]`."""
+    kept = list(range(layers))
+    for change in changes:
+        gone = set(change.values.get("removed", ()))
+        kept = [number for place, number in enumerate(kept) if place not in gone]
+    return tuple(kept)
+
+
+class Tried(Record, frozen=True):
+    """A changed structure that was looked at."""
+
+    name: str
+    changes: tuple[Change, ...]
+    parameters: int
+    kl: float
+    """To the original before its weights are rounded, nats per token; before healing."""
+    estimate: float | None
+    """Of what planning optimises (KL, bytes or seconds a token), from the original's sensitivities; None: no plan keeps
+    the budgets."""
+    healed_kl: float | None = None
+    healed_tokens: int = 0
+    finalist: bool = False
+    """Whether it was healed to the end, measured and planned like the original."""
+
+
+class Considered(Record, frozen=True):
+    """What became of a technique."""
+
+    technique: str
+    title: str
+    taken: bool
+    why: str
+
+
+class Search(Record, frozen=True):
+    """`structures.json`: what was looked at within a time budget."""
+
+    schema: int
+    seconds: float
+    """Budget."""
+    tried: tuple[Tried, ...]
+    obstacles: dict[str, str]
+    """Technique → why the target or the family cannot have it."""
+    titles: dict[str, str]
+    """Technique → for people."""
+    more: str = ""
+    """What more time would buy."""

@@ -15,24 +15,34 @@ from edgegen.modeling.source import CACHE_BYTES, TensorSource
 from edgegen.records.plan import Settings
 from edgegen.records.profile import Profile
 from edgegen.records.target import Target
-from edgegen.sdk.subject import Subject, require_family
+from edgegen.sdk.subject import CheckedModel, Subject, require_family
+
+STRUCTURES = "structures"
+"""Folder of derived checkpoints in a workspace."""
 
 
 class Job:
     """One subject, one device, one runtime.
 
     Attributes:
+        base: whose weights are rounded: the subject, or what was derived from it. Judged is always against the subject.
         exporter: what the runtime's file format can say.
-        source: the subject's tensors as they will be exported.
+        source: the base's tensors as they will be exported.
     """
 
     def __init__(
-        self, subject: Subject, profile: Profile, target: Target, grids: tuple[str, ...] | None = None
+        self,
+        subject: Subject,
+        profile: Profile,
+        target: Target,
+        grids: tuple[str, ...] | None = None,
+        base: CheckedModel | None = None,
     ) -> None:
         """Check that the runtime can express the subject.
 
         Args:
             grids: those that the user allows; where none of them has blocks, nothing is padded to fit blocks.
+            base: the subject with another structure, whose weights are rounded in its stead.
 
         Raises:
             UnsupportedError: it cannot.
@@ -40,15 +50,16 @@ class Job:
         self.subject = subject
         self.profile = profile
         self.target = target
+        self.base: CheckedModel = subject if base is None else base
         require_family(subject.ref, subject.config, [target])
         self.exporter = exporter_for(target.name)
         # Also refuses, before any work, what the format cannot say about this configuration.
-        self._expressible_tokens = self.exporter.context_tokens(subject.config)
+        self._expressible_tokens = self.exporter.context_tokens(self.base.config)
         blocks = [g.block for g in target.grids if not g.partial and (grids is None or g.name in grids)]
         self.source = TensorSource(
-            subject.empty,
-            subject.checkpoint,
-            subject.summary,
+            self.base.empty,
+            self.base.checkpoint,
+            self.base.summary,
             pad=max(blocks, default=1) > 1,
             cache_bytes=0 if subject.is_streamed else CACHE_BYTES,
         )
@@ -72,10 +83,24 @@ class Job:
         return {
             "edgegen": __version__,
             "model": self.subject.ref.digest,
+            **({} if self.base is self.subject else {"structure": self.base.ref.digest}),
             "data": self.subject.split.ref.digest,
             "target": canonical_json(self.target).decode(),
             **({"streamed": True} if self.subject.is_streamed else {}),
         }
+
+
+def measured_folder(folder: Path, structure: str) -> Path:
+    """Where a workspace keeps what was measured of a structure; empty: the original's."""
+    return folder / STRUCTURES / structure if structure else folder
+
+
+def derived_job(job: Job, folder: Path, structure: str, grids: tuple[str, ...] | None) -> Job:
+    """The same job with a derived checkpoint of the workspace as its base; the job itself for the original."""
+    if not structure:
+        return job
+    base = CheckedModel(str(measured_folder(folder, structure) / "checkpoint"), [job.target])
+    return Job(job.subject, job.profile, job.target, grids, base)
 
 
 def read_importance(path: Path) -> dict[str, NDArray[np.float32]]:

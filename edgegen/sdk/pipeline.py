@@ -23,7 +23,7 @@ from edgegen.records.plan import Infeasible, Plan
 from edgegen.records.profile import Profile
 from edgegen.records.report import Report
 from edgegen.sdk import stages
-from edgegen.sdk.job import Job
+from edgegen.sdk.job import STRUCTURES, Job, derived_job
 from edgegen.sdk.output import Notify, Result, measure_output, read_result, typed_command
 from edgegen.sdk.subject import Subject
 from edgegen.sdk.wishes import Wanted, Wishes, fit_task, resolve
@@ -107,6 +107,7 @@ def run_chain(subject: Subject, wanted: Wanted, target: str, workspace: Workspac
     run = _Run(workspace, notify)
     plan = _plan(run, job, wanted)
     folder = workspace.folder
+    job = derived_job(job, folder, plan.structure_name, wanted.grids)
     key = canonical_json([job.identity, canonical_json(msgspec.structs.replace(plan, seconds=0.0)).decode()]).decode()
     run.stage("compress", key, ("compressed",), lambda tell: stages.compress(job, folder, plan, progress=tell))
     packs = wanted.litertlm and target == "litert"
@@ -177,6 +178,10 @@ class _Run:
         skipped = self._workspace.stage(name, key, outputs, run)
         self._notify(name, "skipped" if skipped else "finished", 1, 1)
 
+    def without(self, *outputs: str) -> None:
+        """Remove what a stage left that this run has not."""
+        self._workspace.remove(*outputs)
+
     @property
     def folder(self) -> Path:
         return self._workspace.folder
@@ -191,8 +196,38 @@ def _plan(run: _Run, job: Job, wanted: Wanted) -> Plan:
         ("measured.json", "importance.npz", "vocabularies.npz"),
         lambda tell: stages.measure(job, folder, grids=grids, vocab=vocab, keep=keep, progress=tell),
     )
+    searched: dict[str, Any] = {}
+    if wanted.search_seconds:
+        searched = {
+            "measured": measuring,
+            "seconds": wanted.search_seconds,
+            "techniques": wanted.techniques,
+            "budgets": canonical_json(wanted.budgets).decode(),
+            "prefer": wanted.prefer,
+            "profile": canonical_json(wanted.profile).decode(),
+        }
+        run.stage(
+            "structures",
+            searched,
+            ("structures.json", STRUCTURES),
+            lambda tell: stages.search_structures(
+                job,
+                folder,
+                budgets=wanted.budgets,
+                prefer=wanted.prefer,
+                grids=grids,
+                vocab=vocab,
+                keep=keep,
+                techniques=wanted.techniques,
+                seconds=wanted.search_seconds,
+                progress=tell,
+            ),
+        )
+    else:
+        run.without("structures.json", STRUCTURES)
     planning = {
         "measured": measuring,
+        **({"searched": searched} if searched else {}),
         "profile": canonical_json(wanted.profile).decode(),
         "budgets": canonical_json(wanted.budgets).decode(),
         "prefer": wanted.prefer,

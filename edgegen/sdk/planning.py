@@ -1,4 +1,4 @@
-"""From measurements to a planner's problem, and from its solution to a plan.
+"""From measurements to a planner's problem.
 
 The planner sees numbers only; here they are gathered: which grids fit which rows, how many bytes each makes in the
 target's file, what a header with each vocabulary's tokenizer takes, and how a whole solution really scores.
@@ -16,8 +16,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from edgegen.catalog import learned_notes
-from edgegen.common.codec import digest_record
 from edgegen.modeling.load import open_tokenizer
 from edgegen.modeling.sensitivity import fitting_grids
 from edgegen.modeling.simulate import rounded_model
@@ -25,14 +23,12 @@ from edgegen.modeling.summary import resized_config
 from edgegen.modeling.text import Window
 from edgegen.modeling.vocabulary import Vocabulary
 from edgegen.planner.cost import device_of
-from edgegen.planner.explain import binding_budget, choices_of
-from edgegen.planner.plan import KL_MARGIN, Planned
 from edgegen.planner.problem import Problem, VocabularyCase
-from edgegen.planner.solve import Solution, front, prediction_of, terms_of_solution
+from edgegen.planner.solve import Solution
 from edgegen.records.compressed import PackedTensor
 from edgegen.records.measured import Measured
 from edgegen.records.model import HEAD_BIAS, ModelSummary, TensorInfo
-from edgegen.records.plan import FrontPoint, Option, Plan, Prediction, VocabularyChoice
+from edgegen.records.plan import Option, VocabularyChoice
 from edgegen.records.profile import Budgets
 from edgegen.sdk.job import Job
 from edgegen.sdk.subject import SCORED_TOKENS, Subject
@@ -100,7 +96,9 @@ def _case(
             Option(grid=grid, bytes=size_of(grid, tensor.rows, tensor.columns), kl=prices.get(grid, 0.0))
             for grid in fitting_grids(tensor, job.target, grids)
         )
-    return VocabularyCase(choice=choice, summary=summary, options=options, overhead_bytes=_overhead(job, summary, kept))
+    return VocabularyCase(
+        choice=choice, summary=summary, options=options, overhead_bytes=overhead_of(job, summary, kept)
+    )
 
 
 def with_vocabulary(summary: ModelSummary, size: int) -> ModelSummary:
@@ -114,9 +112,9 @@ def with_vocabulary(summary: ModelSummary, size: int) -> ModelSummary:
     return msgspec.structs.replace(summary, vocab_size=size, tensors=tuple(resized(t) for t in summary.tensors))
 
 
-def _overhead(job: Job, summary: ModelSummary, kept: NDArray[np.int64] | None) -> int:
+def overhead_of(job: Job, summary: ModelSummary, kept: NDArray[np.int64] | None) -> int:
     """File bytes beside the tensors, with this vocabulary's tokenizer."""
-    config = resized_config(job.subject.config, summary)
+    config = resized_config(job.base.config, summary)
     tensors = [
         PackedTensor(
             name=t.name,
@@ -155,16 +153,16 @@ class SolutionScorer:
             windows = self._windows[size] = self._make_windows(kept)
         columns = torch.from_numpy(kept) if kept is not None else None
         subject, target = self._job.subject, self._job.target
-        model, task = subject.model, subject.task
+        task, base = subject.task, self._job.base.model
 
-        def outputs() -> torch.Tensor:
+        def outputs(model: Any) -> torch.Tensor:
             found = task.outputs(model, subject.summary, windows)
             return found if columns is None else torch.log_softmax(found[:, columns], dim=-1)
 
-        original = outputs()
+        original = outputs(subject.model)
         grids = {name: grid for name, grid in solution.grids.items() if grid != "f32"}
-        with rounded_model(model, self._job.source, grids, {g.name: g.activation for g in target.grids}):
-            kl = task.distance(original, outputs())
+        with rounded_model(base, self._job.source, grids, {g.name: g.activation for g in target.grids}):
+            kl = task.distance(original, outputs(base))
         self._done += 1
         if self._progress:
             self._progress(self._done, self._done + 1)
@@ -178,88 +176,3 @@ class SolutionScorer:
             Vocabulary(folder / "tokenizer.json").write_trimmed(folder, Path(scratch), kept)
             windows = scored_windows(self._job.subject, open_tokenizer(Path(scratch)))
         return [Window(ids=kept[w.ids], counts=w.counts, bytes=w.bytes) for w in windows]
-
-
-def plan_of(job: Job, planned: Planned, measured: Measured, budgets: Budgets, prefer: str, seconds: float) -> Plan:
-    problem, solution = planned.problem, planned.solution
-    prediction = prediction_of(problem, solution, planned.kl)
-    choice = solution.case.choice
-    plan = Plan(
-        schema=1,
-        model=job.subject.ref,
-        summary=solution.case.summary,
-        original=job.subject.summary,
-        data=job.subject.split.ref,
-        target=job.target.name,
-        profile=job.profile,
-        budgets=budgets,
-        prefer=prefer,
-        vocabulary=msgspec.structs.replace(choice, why=choice.why or _vocabulary_why(choice)),
-        tensors=choices_of(solution),
-        settings=job.settings,
-        prediction=prediction,
-        baseline=_baseline(job, problem),
-        front=_front_points(problem, prediction, choice),
-        calibration={**measured.factors, "joint": problem.kl_scale},
-        binding=binding_budget(problem, prediction, choice.kl, KL_MARGIN),
-        notes=(*job.subject.notes, *measured.notes, *_budget_notes(job, budgets), *learned_notes(job.profile)),
-        terms=terms_of_solution(problem, solution),
-    )
-    # Digested before what changes from one run to the next comes in.
-    return msgspec.structs.replace(plan, lineage=digest_record(plan), seconds=seconds)
-
-
-def _budget_notes(job: Job, budgets: Budgets) -> list[str]:
-    if job.subject.summary.task == "encoder":
-        if budgets.min_cosine is not None:
-            return []
-        return ["A size was given, so no limit on cosine similarity applies; --min-cosine sets one."]
-    own = job.profile.budgets.max_kl
-    if own is None or budgets.max_kl is not None:
-        return []
-    return [f"A size was given, so the profile's limit on KL ({own:g}) does not apply; --max-kl sets one."]
-
-
-def _vocabulary_why(choice: VocabularyChoice) -> str:
-    return (
-        f"{choice.original_size - choice.size:,} tokens that the data hardly uses go; text is cut into "
-        f"{100 * (choice.tokens_per_byte_ratio - 1):+.1f} % tokens and costs {choice.kl:.2g} nats"
-    )
-
-
-def _baseline(job: Job, problem: Problem) -> Prediction:
-    """The whole model at 16 bits on the same device."""
-    summary = job.subject.summary
-    grids = {t.name: "f16" if t.role != "vector" else "f32" for t in summary.tensors}
-    sizes = {t.name: job.exporter.tensor_bytes(grids[t.name], t.rows, t.columns) for t in summary.tensors}
-    options: dict[str, tuple[Option, ...]] = {
-        name: (Option(grid=grids[name], bytes=sizes[name], kl=0.0),) for name in grids
-    }
-    whole = VocabularyCase(
-        choice=problem.cases[0].choice,
-        summary=summary,
-        options=options,
-        overhead_bytes=_overhead(job, summary, None),
-    )
-    return prediction_of(problem, Solution(case=whole, chosen=(0,) * len(grids)), 0.0)
-
-
-def _front_points(problem: Problem, prediction: Prediction, choice: VocabularyChoice) -> tuple[FrontPoint, ...]:
-    """The sweep's points with the chosen plan among them, as far as nothing beats them."""
-    points = [
-        FrontPoint(
-            bytes=solution.bytes,
-            kl=kl,
-            vocab_size=solution.case.choice.size,
-            bits_per_weight=prediction_of(problem, solution, kl).bits_per_weight,
-        )
-        for solution, kl in front(problem)
-    ]
-    chosen = FrontPoint(
-        bytes=prediction.bytes,
-        kl=prediction.kl + choice.kl,
-        vocab_size=choice.size,
-        bits_per_weight=prediction.bits_per_weight,
-    )
-    others = [p for p in points if not (p.bytes >= chosen.bytes and p.kl >= chosen.kl) and p.bytes != chosen.bytes]
-    return tuple(sorted([*others, chosen], key=lambda p: p.bytes))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 STAGE_WORDS = {
     "measure": "Measuring what each grid costs",
+    "structures": "Changing and healing structures",
     "plan": "Planning",
     "compress": "Rounding weights",
     "export": "Writing the artifact",

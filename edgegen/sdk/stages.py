@@ -30,15 +30,17 @@ from edgegen.records.artifact import Artifact
 from edgegen.records.measured import Measured
 from edgegen.records.plan import Infeasible, Plan
 from edgegen.records.profile import Budgets
+from edgegen.records.structure import Search
 from edgegen.sdk import streaming
-from edgegen.sdk.job import Job, read_importance
+from edgegen.sdk.choosing import Contender, best_of, plan_of
+from edgegen.sdk.job import Job, derived_job, measured_folder, read_importance
 from edgegen.sdk.planning import (
     SolutionScorer,
     build_problem,
-    plan_of,
     read_vocabularies,
     scored_windows,
 )
+from edgegen.sdk.structures import StructureSearch
 from edgegen.sdk.subject import vocab_number
 
 Progress = Callable[[int, int], None]
@@ -89,11 +91,13 @@ def measure(
             notes=found.notes,
         )
     scored = scored_windows(subject, subject.tokenizer)
-    statistics = subject.statistics
+    model = job.base.model
+    statistics = subject.statistics if job.base is subject else subject.statistics_of(job.base)
     job.source.use_importance(statistics.importance)
-    reference = subject.task.outputs(subject.model, subject.summary, scored)
+    reference = subject.task.outputs(model, subject.summary, scored)
+    original = reference if job.base is subject else subject.task.outputs(subject.model, subject.summary, scored)
     sensitivity = measure_sensitivity(
-        subject.model, job.source, statistics, reference, scored, job.target, grids, progress=progress
+        model, job.source, statistics, reference, scored, job.target, grids, original=original, progress=progress
     )
     options, notes = subject.vocabularies(vocab, keep)
     return _save_measured(
@@ -142,27 +146,84 @@ def make_plan(
     grids: tuple[str, ...] | None,
     progress: Progress | None = None,
 ) -> Plan | Infeasible:
-    """Choose within budgets; writes plan.json if a plan keeps them."""
+    """Choose within budgets; writes plan.json if a plan keeps them.
+
+    Structures that the search left are planned like the original, and the best measured plan is taken.
+    """
     started = time.monotonic()
-    measured = load_json(folder / "measured.json", Measured)
-    job.source.use_importance(read_importance(folder / "importance.npz"))
+    search = load_json(folder / "structures.json", Search) if (folder / "structures.json").exists() else None
+    finalists = [tried for tried in search.tried if tried.finalist] if search else []
     kept_ids = read_vocabularies(folder)
-    problem = build_problem(job, measured, kept_ids, budgets, prefer, grids)
-    streamed = job.subject.is_streamed
-    scorer = streaming.StreamedScorer(job, progress) if streamed else SolutionScorer(job, kept_ids, progress)
-    planned = plan_within(problem, scorer)
-    if isinstance(planned, Infeasible):
-        return planned
-    plan = plan_of(job, planned, measured, budgets, prefer, time.monotonic() - started)
+    contenders = []
+    for structure in (None, *finalists):
+        name = structure.name if structure else ""
+        own = derived_job(job, folder, name, grids)
+        place = measured_folder(folder, name)
+        measured = load_json(place / "measured.json", Measured)
+        own.source.use_importance(read_importance(place / "importance.npz"))
+        problem = build_problem(own, measured, kept_ids, budgets, prefer, grids)
+        streamed = job.subject.is_streamed
+        scorer = streaming.StreamedScorer(own, progress) if streamed else SolutionScorer(own, kept_ids, progress)
+        outcome = plan_within(problem, scorer)
+        contenders.append(Contender(job=own, measured=measured, outcome=outcome, structure=structure))
+    best = best_of(contenders)
+    if isinstance(best.outcome, Infeasible):
+        return best.outcome
+    plan = plan_of(best, contenders, search, budgets, prefer, time.monotonic() - started)
     save_json(folder / "plan.json", plan)
     return plan
 
 
+def search_structures(
+    job: Job,
+    folder: Path,
+    *,
+    budgets: Budgets,
+    prefer: str,
+    grids: tuple[str, ...] | None,
+    vocab: str,
+    keep: tuple[str, ...] = (),
+    techniques: tuple[str, ...] | None,
+    seconds: float,
+    progress: Progress | None = None,
+) -> Search:
+    """Change, heal and measure structures within a time budget; writes structures.json and structures/.
+
+    Args:
+        techniques: that may be used; None: all.
+        seconds: time budget; what is in hand when it ends is finished.
+
+    Raises:
+        ConfigError: an unknown technique, or a model that is larger than the memory it may take.
+    """
+    if job.subject.is_streamed:
+        raise ConfigError(
+            "--budget changes structures in memory, and this model is measured block by block",
+            hint="Leave --budget out, or give --memory more.",
+        )
+    measured = load_json(folder / "measured.json", Measured)
+    job.source.use_importance(read_importance(folder / "importance.npz"))
+    problem = build_problem(job, measured, read_vocabularies(folder), budgets, prefer, grids)
+    search = StructureSearch(job, folder, problem, grids=grids, seconds=seconds, progress=progress).run(techniques)
+    for tried in search.tried:
+        if tried.finalist:
+            own = derived_job(job, folder, tried.name, grids)
+            measure(own, measured_folder(folder, tried.name), grids=grids, vocab=vocab, keep=keep, progress=progress)
+    return search
+
+
 def compress(job: Job, folder: Path, plan: Plan, *, progress: Progress | None = None) -> None:
     """Round and pack every tensor; writes compressed/."""
-    job.source.use_importance(read_importance(folder / "importance.npz"))
+    place = measured_folder(folder, plan.structure_name)
+    job.source.use_importance(read_importance(place / "importance.npz"))
     compress_model(
-        plan, job.source, job.subject.config, read_kept(folder, plan), folder / "compressed", progress=progress
+        plan,
+        job.source,
+        job.base.config,
+        read_kept(folder, plan),
+        folder / "compressed",
+        original=Path(job.base.ref.path),
+        progress=progress,
     )
 
 
@@ -193,7 +254,8 @@ def reference(job: Job, folder: Path, plan: Plan, *, progress: Progress | None =
     """Save what the original says on held-out text; writes reference/."""
     subject = job.subject
     kept = read_kept(folder, plan)
-    job.source.use_importance(read_importance(folder / "importance.npz"))
+    place = measured_folder(folder, plan.structure_name)
+    job.source.use_importance(read_importance(place / "importance.npz"))
     grids = {choice.name: choice.grid for choice in plan.tensors}
     if subject.summary.pooling is not None:
         save_vectors(
@@ -221,6 +283,7 @@ def reference(job: Job, folder: Path, plan: Plan, *, progress: Progress | None =
         eos_ids=subject.eos_ids,
         context_tokens=plan.settings.context_tokens,
         out=folder / "reference",
+        base=job.base.model,
         progress=progress,
     )
 

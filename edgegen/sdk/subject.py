@@ -71,6 +71,18 @@ class CheckedModel:
         self.summary: ModelSummary = summarize(self.empty, self.checkpoint)
         self.eos_ids = stop_ids(folder, self.config, self.tokenizer)
 
+    @functools.cached_property
+    def model(self) -> Any:
+        """The model with its weights.
+
+        Raises:
+            ConfigError: a tensor holds NaN or infinity.
+            DeviceError: too little memory.
+        """
+        for _ in self.checkpoint.check_finite():
+            pass
+        return open_model(self.ref, parameters=self.summary.parameters)
+
 
 class Subject(CheckedModel):
     """What is compressed, and the text that it is judged on.
@@ -103,18 +115,6 @@ class Subject(CheckedModel):
         allowed = psutil.virtual_memory().available if self._memory_bytes is None else self._memory_bytes
         return self.summary.task == "causal" and memory_needed(self.summary.parameters) > allowed
 
-    @functools.cached_property
-    def model(self) -> Any:
-        """The model with its weights.
-
-        Raises:
-            ConfigError: a tensor holds NaN or infinity.
-            DeviceError: too little memory.
-        """
-        for _ in self.checkpoint.check_finite():
-            pass
-        return open_model(self.ref, parameters=self.summary.parameters)
-
     @property
     def window_tokens(self) -> int:
         """Longest window that is cut from the data."""
@@ -128,7 +128,11 @@ class Subject(CheckedModel):
     @functools.cached_property
     def statistics(self) -> Statistics:
         """Importance of inputs and Fisher samples, from one pass over the calibration rows."""
-        return self.task.statistics(self.model, self.summary, self._calibration)
+        return self.statistics_of(self)
+
+    def statistics_of(self, base: CheckedModel) -> Statistics:
+        """The same of a model that was derived from this one."""
+        return self.task.statistics(base.model, base.summary, self._calibration)
 
     @functools.cache  # noqa: B019 - a subject lives as long as its command
     def vocabularies(self, vocab: str, keep: tuple[str, ...] = ()) -> tuple[list[VocabularyOption], list[str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TypedDict
 
@@ -9,6 +10,7 @@ import msgspec
 
 from edgegen.catalog import load_profile
 from edgegen.common.codec import decode_json, read_bytes
+from edgegen.common.units import parse_seconds
 from edgegen.errors import ConfigError, UnsupportedError
 from edgegen.records.learning import Restore
 from edgegen.records.model import Task
@@ -43,6 +45,11 @@ class Wishes(TypedDict, total=False):
     memory_bytes: int | None
     """What the model's weights may take on this machine; a larger model is measured block by block. None: what is
     free."""
+    budget: str | float | None
+    """Time for looking at other structures (pruned, narrowed, factorised …) and healing them: seconds, or a text like
+    `10m`, `1h` or `overnight`. None: only the vocabulary and the grids are chosen."""
+    techniques: tuple[str, ...] | None
+    """Those that may be used within `budget`; None: all of them."""
     litertlm: bool
     """Whether the LiteRT artifact is also packed as one `.litertlm` file, for LiteRT-LM."""
 
@@ -60,6 +67,9 @@ class Wanted(msgspec.Struct, frozen=True):
     """Tokens that stay in a trimmed vocabulary, sorted."""
     memory_bytes: int | None = None
     """Of this machine, for the model's weights; None: what is free."""
+    search_seconds: float = 0.0
+    """Time budget for structures; 0: none are looked at."""
+    techniques: tuple[str, ...] | None = None
     given: frozenset[str] = frozenset()
     """Budgets that are not the profile's own."""
 
@@ -69,6 +79,7 @@ class Wanted(msgspec.Struct, frozen=True):
         return self.prefer == "quality" and bool(self.given & {"max_bytes", "max_rss_bytes"})
 
 
+OVERNIGHT_S = 8 * 3600.0
 MIN_COSINE = 0.99
 """Where neither the profile nor the user says how close an encoder has to stay."""
 _BUDGETS = ("max_bytes", "max_rss_bytes", "min_tokens_per_s", "max_ttft_ms", "max_kl", "min_cosine")
@@ -125,8 +136,31 @@ def resolve(profile: str | Profile, targets: tuple[str, ...], wishes: Wishes) ->
         litertlm=wishes.get("litertlm", False),
         keep=read_kept_tokens(wishes.get("keep_tokens")),
         memory_bytes=wishes.get("memory_bytes"),
+        search_seconds=_search_seconds(wishes),
+        techniques=wishes.get("techniques"),
         given=frozenset(given),
     )
+
+
+def _search_seconds(wishes: Wishes) -> float:
+    """
+    Raises:
+        ConfigError: no time, techniques without time for them, or unknown ones.
+    """
+    budget, names = wishes.get("budget"), wishes.get("techniques")
+    if budget is None:
+        if names is not None:
+            raise ConfigError("--techniques needs time to try them", hint="Add --budget, for example 10m.")
+        return 0.0
+    if names is not None:
+        from edgegen.sdk.structures import require_techniques
+
+        require_techniques(names)
+    if isinstance(budget, str):
+        return OVERNIGHT_S if budget.strip() == "overnight" else parse_seconds(budget, what="--budget")
+    if not 0 < budget < math.inf:
+        raise ConfigError(f"budget is {budget}; it must be above 0", hint="Leave it out to keep the structure.")
+    return float(budget)
 
 
 def read_kept_tokens(keep: str | Path | tuple[str, ...] | None) -> tuple[str, ...]:
@@ -174,6 +208,10 @@ def fit_task(wanted: Wanted, task: Task) -> Wanted:
         return msgspec.structs.replace(wanted, budgets=msgspec.structs.replace(budgets, min_cosine=None))
     if "max_kl" in given:
         raise ConfigError("--max-kl is for models that continue text; this is an encoder", hint="Use --min-cosine.")
+    if wanted.search_seconds:
+        raise ConfigError(
+            "--budget is for models that continue text; this is an encoder, whose structure stays", hint="Leave it out."
+        )
     if wanted.litertlm:
         raise ConfigError("--litertlm is for models that continue text; this is an encoder", hint="Leave it out.")
     least = MIN_COSINE if budgets.min_cosine is None else budgets.min_cosine

@@ -110,6 +110,11 @@ class Workspace:
         """Let a stage run again next time although its outputs are kept."""
         self._marks.pop(name, None)
 
+    def remove(self, *outputs: str) -> None:
+        """Take away what an earlier run left in the folder and this one has no stage for."""
+        for output in outputs:
+            self._remove(self.folder / output)
+
     def finish(self, build: Build) -> None:
         """Put the finished folder into the output's place."""
         marks = tuple(self._marks.values())

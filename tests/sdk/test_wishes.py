@@ -42,3 +42,33 @@ def test_litertlm_is_for_models_that_write_text_on_litert() -> None:
     assert fit_task(wanted, "causal").litertlm
     with pytest.raises(ConfigError, match="this is an encoder"):
         fit_task(wanted, "encoder")
+
+
+@pytest.mark.parametrize(("budget", "seconds"), [("90s", 90), ("10m", 600), ("overnight", 8 * 3600), (2.5, 2.5)])
+def test_a_time_budget_is_seconds_or_words(budget: str | float, seconds: float) -> None:
+    assert resolve(PROFILE, ("gguf",), Wishes(budget=budget)).search_seconds == seconds
+
+
+def test_without_a_time_budget_the_structure_stays() -> None:
+    assert resolve(PROFILE, ("gguf",), Wishes()).search_seconds == 0
+
+
+@pytest.mark.parametrize(
+    ("wishes", "said"),
+    [
+        ({"budget": "soon"}, "--budget"),
+        ({"budget": 0}, "must be above 0"),
+        ({"budget": float("nan")}, "must be above 0"),
+        ({"techniques": ("depth",)}, "needs time"),
+        ({"budget": "1m", "techniques": ()}, "names none"),
+        ({"budget": "1m", "techniques": ("magic",)}, "unknown technique 'magic'"),
+    ],
+)
+def test_a_time_budget_that_is_none_is_refused(wishes: Wishes, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        resolve(PROFILE, ("gguf",), wishes)
+
+
+def test_an_encoder_keeps_its_structure() -> None:
+    with pytest.raises(ConfigError, match="--budget is for models that continue text"):
+        fit_task(resolve(PROFILE, ("gguf",), Wishes(budget="1m")), "encoder")
