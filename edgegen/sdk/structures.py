@@ -127,6 +127,7 @@ class StructureSearch:
         if healed and self._left() > 0.15 * self._seconds:
             healed += self._combine(usable, healed[0])
         finalists = self._finalists(healed)
+        self._folder.mkdir(parents=True, exist_ok=True)
         for candidate in finalists:
             self._save(candidate)
         remove_tree(self._healing)
@@ -328,10 +329,13 @@ class StructureSearch:
     def _more(self, tried: Sequence[Candidate], healed: Sequence[Candidate]) -> str:
         if not tried:
             return ""
-        words = f"{len(healed)} of {len(tried)} changed structures were healed within {format_seconds(self._seconds)}"
-        falling = [c for c in healed if c.healed_tokens and c.kl < 0.98 * c.made_kl]
+        falling = [c for c in healed if c.healed_tokens and c.kl < c.made_kl]
+        words = (
+            f"{len(tried)} changed structures were looked at and {len(falling)} of them healed within "
+            f"{format_seconds(self._seconds)}"
+        )
         if not falling:
-            return words + "."
+            return words + ". More time looks at more of them, and heals."
         best = min(falling, key=lambda c: c.kl / c.made_kl)
         return (
             f"{words}; healing took the KL of {best.name} from {best.made_kl:.3g} to {best.kl:.3g} with "
