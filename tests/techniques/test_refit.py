@@ -8,6 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from edgegen.catalog.load import load_target
+from edgegen.errors import UnsupportedError
+from edgegen.modeling.structure import replace_module
+from edgegen.techniques import depth, heads, kv_heads, layer_width, width
 from edgegen.techniques.layout import FAMILIES, attention, blocks, copy_structure, feed_forward, put, weight_of
 from edgegen.techniques.refit import refit
 from tests.techniques.cut_models import logits, prepare, some_quick
@@ -75,3 +79,28 @@ def test_a_structural_copy_shares_weights_and_nothing_else(tmp_path: Path) -> No
     made.config.num_hidden_layers = 1
     assert weight_of(attention(model, 0).module.o_proj).any()
     assert model.config.num_hidden_layers == len(blocks(model))
+
+
+@pytest.mark.parametrize("kind", ["shared", "factorised"])
+def test_what_a_repair_would_undo_is_left_alone(kind: str, tmp_path: Path) -> None:
+    cut = prepare(tmp_path)
+    if kind == "shared":
+        first, second = blocks(cut.model)
+        second.mlp.down_proj.weight = first.mlp.down_proj.weight
+    else:
+        pair = torch.nn.Sequential(torch.nn.Linear(128, 32, bias=False), torch.nn.Linear(32, 64, bias=False))
+        replace_module(cut.model, "model.layers.0.mlp.down_proj", pair)
+    target = load_target("onnx")
+    assert not any(technique.propose(cut.calibration, target) for technique in (depth, width, layer_width))
+    assert not any(technique.propose(cut.calibration, target) for technique in (heads, kv_heads))
+    with pytest.raises(UnsupportedError, match="shared or factorised"):
+        refit(cut.model, cut.calibration, range(2))
+
+
+def test_a_repaired_model_can_be_trained(tmp_path: Path) -> None:
+    cut = prepare(tmp_path)
+    model = copy.deepcopy(cut.model)
+    depth.apply(model, depth.Change(technique="depth", values={"layers": (0,)}, words=""), cut.calibration)
+    model.requires_grad_(True)
+    model(torch.tensor([[1, 2, 3]])).logits.sum().backward()
+    assert model.model.layers[0].mlp.down_proj.weight.grad is not None
