@@ -18,7 +18,7 @@ import torch
 from edgegen.records.structure import Change
 from edgegen.records.target import Target
 from edgegen.techniques.calibration import Calibration
-from edgegen.techniques.layout import attention, blocks, blocks_name, copy_structure, unknown_family
+from edgegen.techniques.layout import attention, blocks, blocks_name, copy_structure, is_plain, unknown_family
 from edgegen.techniques.refit import refit
 
 NAME = "depth"
@@ -40,7 +40,7 @@ def obstacle(config: Any, target: Target) -> str:
 def propose(calibration: Calibration, target: Target) -> list[Change]:
     """The best run of each of up to five lengths, at most half of the blocks."""
     total = len(blocks(calibration.model))
-    if total < 2:
+    if total < 2 or not is_plain(calibration.model):
         return []
     angles = angular_distances(calibration)
     judge = calibration.parts[1]

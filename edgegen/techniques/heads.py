@@ -21,7 +21,15 @@ import torch
 from edgegen.records.structure import Change
 from edgegen.records.target import Target
 from edgegen.techniques.calibration import Calibration
-from edgegen.techniques.layout import attention, blocks, select_columns, select_rows, unknown_family, weight_of
+from edgegen.techniques.layout import (
+    attention,
+    blocks,
+    is_plain,
+    select_columns,
+    select_rows,
+    unknown_family,
+    weight_of,
+)
 from edgegen.techniques.refit import refit
 
 NAME = "heads"
@@ -73,6 +81,8 @@ def obstacle(config: Any, target: Target) -> str:
 
 def propose(calibration: Calibration, target: Target) -> list[Change]:
     """Up to four numbers of groups, at least half of them."""
+    if not is_plain(calibration.model):
+        return []
     sizes = head_sizes(calibration.model.config)
     lost = range(1, sizes.kv_heads // 2 + 1)
     step = max(1, -(-len(lost) // _MOST))

@@ -33,7 +33,7 @@ from edgegen.records.structure import Change
 from edgegen.records.target import Target
 from edgegen.techniques.calibration import Calibration
 from edgegen.techniques.heads import HeadSizes, fused_obstacle, head_sizes
-from edgegen.techniques.layout import attention, bias_of, blocks, put, weight_of
+from edgegen.techniques.layout import attention, bias_of, blocks, is_plain, put, weight_of
 from edgegen.techniques.refit import refit
 
 NAME = "kv_heads"
@@ -50,6 +50,8 @@ def obstacle(config: Any, target: Target) -> str:
 
 def propose(calibration: Calibration, target: Target) -> list[Change]:
     """All divisors of the present number, largest first."""
+    if not is_plain(calibration.model):
+        return []
     present = head_sizes(calibration.model.config).kv_heads
     return [
         Change(

@@ -16,7 +16,7 @@ from edgegen.records.structure import Change
 from edgegen.records.target import Target
 from edgegen.techniques.calibration import Calibration
 from edgegen.techniques.channels import SHARES, cuts, fitting_widths, narrow, widths_of
-from edgegen.techniques.layout import blocks, unknown_family
+from edgegen.techniques.layout import blocks, is_plain, unknown_family
 from edgegen.techniques.refit import refit
 
 NAME = "layer_width"
@@ -40,6 +40,8 @@ def obstacle(config: Any, target: Target) -> str:
 
 def propose(calibration: Calibration, target: Target) -> list[Change]:
     """The best widths at the totals that uniform widths have; none where they come out uniform."""
+    if not is_plain(calibration.model):
+        return []
     whole = widths_of(calibration.model)
     menu = fitting_widths(max(whole), target, _SHARES)
     costs = [

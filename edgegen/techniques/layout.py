@@ -14,6 +14,7 @@ import torch
 from transformers.pytorch_utils import Conv1D
 
 from edgegen.errors import UnsupportedError
+from edgegen.modeling.structure import is_factorised, shared_of
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "gpt2", "phi", "phi3")
 """Families (`model_type`) whose blocks are known here."""
@@ -88,11 +89,16 @@ def is_parallel(model: Any) -> bool:
     return model.config.model_type in _PARALLEL
 
 
+def is_plain(model: Any) -> bool:
+    """Whether every block has whole matrices of its own: what was cut into factors or is shared stays as it is."""
+    return not shared_of(model) and not any(is_factorised(module) for module in blocks(model).modules())
+
+
 def weight_of(module: Any) -> torch.Tensor:
     """(outputs, inputs).
 
     Raises:
-        UnsupportedError: the matrix was cut into two factors before.
+        UnsupportedError: the matrix was cut into two factors.
     """
     if not isinstance(module, torch.nn.Linear | Conv1D):
         raise UnsupportedError(

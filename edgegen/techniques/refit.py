@@ -26,6 +26,7 @@ from typing import Any
 import msgspec
 import torch
 
+from edgegen.errors import UnsupportedError
 from edgegen.modeling.forward import batch_tokens_for, padded_ids
 from edgegen.modeling.text import Window, batches
 from edgegen.techniques.calibration import Calibration
@@ -38,6 +39,7 @@ from edgegen.techniques.layout import (
     copy_structure,
     feed_forward,
     is_parallel,
+    is_plain,
     norm_follows,
     put,
     weight_of,
@@ -60,7 +62,14 @@ def refit(model: Any, calibration: Calibration, origins: Sequence[int], *, first
 
     Returns:
         Whether the repair lowered the KL divergence and was kept.
+
+    Raises:
+        UnsupportedError: blocks share matrices or have factors, which a repair of one would undo.
     """
+    if not is_plain(model):
+        raise UnsupportedError(
+            "blocks with shared or factorised matrices cannot be cut", hint="Cut first, then share or factorise."
+        )
     fitted, checked = calibration.parts
     before = checked.distance(model)
     old = {}
@@ -148,27 +157,29 @@ class _Walk:
 
     def _refit_block(self, layer: int, origin: int, until: int) -> None:
         """Attention aims at the original's state in the middle of its block, feed-forward at the one after `until`."""
-        theirs, ours = attention(self.original, origin), attention(self.model, layer)
-        mine = feed_forward(self.model, layer)
-        wanted = [
-            self._call(self.original, origin, origin, batch, batch.theirs, theirs, feed_forward(self.original, origin))
-            for batch in self._batches
-        ]
+        parts = attention(self.original, origin), feed_forward(self.original, origin)
+        ours, mine = attention(self.model, layer), feed_forward(self.model, layer)
+        states, attended, fed = [], [], []
+        for batch in self._batches:
+            state, (_, first), (_, second) = self._call(self.original, origin, origin, batch, batch.theirs, *parts)
+            states.append(state)
+            attended.append(first)
+            fed.append(second)
         local = self._normed or self._parallel
         normal = _Normal()
-        for batch, (_, attended, _) in zip(self._batches, wanted, strict=True):
-            _, (z, y), _ = self._call(self.model, layer, origin, batch, batch.ours, ours, mine)
-            target = attended[1] if local else batch.theirs + attended[1]
+        for batch, wanted in zip(self._batches, attended, strict=True):
+            _, (z, y) = self._call(self.model, layer, origin, batch, batch.ours, ours)
+            target = wanted if local else batch.theirs + wanted
             normal.add(batch, z, target - (y if local else batch.ours + y), target)
         normal.solve(ours)
 
-        for batch, (state, _, _) in zip(self._batches, wanted, strict=True):
+        for batch, state in zip(self._batches, states, strict=True):
             batch.theirs = state
         self._pass_original(range(origin + 1, until))
         normal = _Normal()
-        for batch, (_, _, fed) in zip(self._batches, wanted, strict=True):
-            state, _, (z, y) = self._call(self.model, layer, origin, batch, batch.ours, ours, mine)
-            target = fed[1] if self._normed else batch.theirs
+        for batch, wanted in zip(self._batches, fed, strict=True):
+            state, (z, y) = self._call(self.model, layer, origin, batch, batch.ours, mine)
+            target = wanted if self._normed else batch.theirs
             normal.add(batch, z, target - (y if self._normed else state), target)
         normal.solve(mine)
 
@@ -178,7 +189,7 @@ class _Walk:
                 batch.theirs = self._call(self.original, layer, layer, batch, batch.theirs)[0]
 
     def _call(self, model: Any, layer: int, origin: int, batch: _Batch, states: torch.Tensor, *parts: Part) -> Any:
-        """A block's output, and what went into and came out of the writers of parts."""
+        """A block's output, and for each of the parts what went into and came out of its writer."""
         seen: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
 
         def hook(name: str) -> Any:

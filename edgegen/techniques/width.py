@@ -13,7 +13,7 @@ from edgegen.records.structure import Change
 from edgegen.records.target import Target
 from edgegen.techniques.calibration import Calibration
 from edgegen.techniques.channels import SHARES, fitting_widths, narrow, widths_of
-from edgegen.techniques.layout import blocks, unknown_family
+from edgegen.techniques.layout import blocks, is_plain, unknown_family
 from edgegen.techniques.refit import refit
 
 NAME = "width"
@@ -27,6 +27,8 @@ def obstacle(config: Any, target: Target) -> str:
 
 def propose(calibration: Calibration, target: Target) -> list[Change]:
     """Widths down to half, none where layers differ already."""
+    if not is_plain(calibration.model):
+        return []
     widths = set(widths_of(calibration.model))
     if len(widths) > 1:
         return []
