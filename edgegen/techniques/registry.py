@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from edgegen.errors import ConfigError
-from edgegen.techniques import low_rank, sharing
+from edgegen.techniques import low_rank, sharing, sparsity
 from edgegen.techniques.technique import Technique
 
 _TECHNIQUES: dict[str, Technique] = {
     low_rank.NAME: low_rank,
     sharing.NAME: sharing,
+    sparsity.NAME: sparsity,
 }
 
 
