@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from edgegen.errors import ConfigError
-from edgegen.techniques import low_rank, sharing, sparsity
+from edgegen.techniques import low_rank, sharing, sparsity, tying
 from edgegen.techniques.technique import Technique
 
 _TECHNIQUES: dict[str, Technique] = {
+    tying.NAME: tying,
     low_rank.NAME: low_rank,
     sharing.NAME: sharing,
     sparsity.NAME: sparsity,
