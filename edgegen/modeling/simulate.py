@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from edgegen.modeling.source import TensorSource
+from edgegen.modeling.structure import users_of
 
 ACTIVATION_BLOCKS = {f"int8_{block}": block for block in (16, 32, 64, 128, 256)} | {"int8_row": 0}
 """How a runtime rounds activations → inputs that share a scale; 0: all, with a zero point."""
@@ -55,7 +56,7 @@ def rounded_model(
     """
     parameters = dict(model.named_parameters())
     hooks = []
-    table = model.get_input_embeddings()
+    table, users = model.get_input_embeddings(), users_of(model)
     try:
         items, together = list(grids.items()), os.cpu_count() or 1
         with concurrent.futures.ThreadPoolExecutor(together) as pool:
@@ -67,11 +68,9 @@ def rounded_model(
                     parameters[name].data.copy_(source.as_parameter(name, values))
         for name, grid in grids.items():
             block = ACTIVATION_BLOCKS.get(activation_of.get(grid, "float"))
-            module = model.get_submodule(name.rpartition(".")[0])
-            if module is table:
-                module = model.get_output_embeddings() if model.config.tie_word_embeddings else None
-            if block is not None and module is not None:
-                hooks.append(module.register_forward_pre_hook(rounding_hook(block)))
+            for module in users[id(parameters[name])]:
+                if block is not None and module is not table:
+                    hooks.append(module.register_forward_pre_hook(rounding_hook(block)))
         yield
     finally:
         for hook in hooks:

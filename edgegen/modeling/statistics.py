@@ -24,6 +24,7 @@ import torch
 from numpy.typing import NDArray
 
 from edgegen.modeling.forward import padded_ids
+from edgegen.modeling.structure import users_of
 from edgegen.modeling.text import Window, batches
 from edgegen.records.model import ModelSummary
 
@@ -72,7 +73,7 @@ def collect_statistics(
     """
     generator = torch.Generator().manual_seed(seed)
     linear = [t for t in summary.tensors if t.quantizable and t.layer >= 0]
-    users = _users(model)
+    users = users_of(model)
     modules = {t.name: users[id(model.get_parameter(t.name))] for t in linear}
     total_tokens = sum(len(w.ids) for w in windows)
     wanted = int(np.clip(SAMPLE_BYTES / (4 * sum(t.rows + t.columns for t in linear)), 96, 2048))
@@ -141,15 +142,6 @@ def collect_statistics(
         for name, layers in modules.items()
     }
     return Statistics(importance=importance, samples=samples, weight=total_tokens / counted)
-
-
-def _users(model: Any) -> dict[int, list[Any]]:
-    """id of a weight → the modules that multiply with it, in the order of the model."""
-    found: dict[int, list[Any]] = {}
-    for module in model.modules():
-        if module._parameters.get("weight") is not None:
-            found.setdefault(id(module.weight), []).append(module)
-    return found
 
 
 def _joined(uses: list[LayerSample]) -> LayerSample:

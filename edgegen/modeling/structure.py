@@ -132,6 +132,15 @@ def changed_layers(model: Any, original: Any, kept: Sequence[int]) -> set[int]:
     return {number for number, block in own.items() if not same(block, theirs[kept[number]])}
 
 
+def users_of(model: Any) -> dict[int, list[Any]]:
+    """id of a weight → the modules that use it, in the order of the model."""
+    found: dict[int, list[Any]] = {}
+    for module in model.modules():
+        if module._parameters.get("weight") is not None:
+            found.setdefault(id(module.weight), []).append(module)
+    return found
+
+
 def restructure(model: Any, structure: Structure, shapes: Mapping[str, tuple[int, ...]]) -> Any:
     """The same model with the layers that a derived checkpoint's tensors fit into."""
     reshape_layers(model, shapes)

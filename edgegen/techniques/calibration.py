@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,6 +29,7 @@ class Calibration:
         summary: its sizes.
         windows: calibration text.
         remembered: what techniques found out with it and need again, under keys of their own.
+        early: folder of an early checkpoint, or None.
     """
 
     def __init__(
@@ -38,15 +40,18 @@ class Calibration:
         statistics: Callable[[], Statistics],
         *,
         original: Any = None,
+        early: Path | None = None,
     ) -> None:
         """
         Args:
             statistics: called when they are first asked for: inputs' importance and Fisher samples of `model`.
             original: the model that changes are judged against, where `model` was changed already; None: `model`.
+            early: folder of a checkpoint from early in the training of `model`, where there is one.
         """
         self.model = model
         self.summary = summary
         self.windows = windows
+        self.early = early
         self._statistics = statistics
         self._original = model if original is None else original
         self.remembered: dict[str, Any] = {}

@@ -5,13 +5,13 @@ C inputs, R outputs.
 
 from __future__ import annotations
 
-import collections
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 
+from edgegen.modeling.structure import users_of
 from edgegen.modeling.summary import is_transposed
 from edgegen.records.model import ModelSummary, TensorInfo
 from edgegen.techniques.calibration import Calibration
@@ -29,14 +29,14 @@ def linear_layers(model: Any, summary: ModelSummary) -> list[TensorInfo]:
     Args:
         summary: the model's.
     """
-    uses = collections.Counter(id(p) for module in model.modules() for p in module._parameters.values())
+    users = users_of(model)
     return [
         tensor
         for tensor in summary.tensors
         if tensor.quantizable
         and tensor.layer >= 0
         and not re.search(r"\.[01]\.weight$", tensor.name)
-        and uses[id(model.get_parameter(tensor.name))] == 1
+        and len(users[id(model.get_parameter(tensor.name))]) == 1
     ]
 
 

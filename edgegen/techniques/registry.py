@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from edgegen.errors import ConfigError
-from edgegen.techniques import depth, heads, kv_heads, layer_width, low_rank, sharing, width
+from edgegen.techniques import depth, heads, kv_heads, layer_width, low_rank, sharing, sparsity, tying, width
 from edgegen.techniques.technique import Technique
 
 _TECHNIQUES: dict[str, Technique] = {
-    module.NAME: module for module in (depth, width, layer_width, heads, kv_heads, low_rank, sharing)
+    module.NAME: module for module in (tying, depth, width, layer_width, heads, kv_heads, low_rank, sharing, sparsity)
 }
 
 
