@@ -10,6 +10,7 @@ folder, model and data does the same sums as one that was not.
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ from edgegen.common.codec import digest_record, load_json, save_json
 from edgegen.common.files import disk_errors, remove_tree
 from edgegen.errors import ConfigError
 from edgegen.modeling.blocks import Blocks
+from edgegen.modeling.structure import shared_of
 from edgegen.modeling.text import Window
 from edgegen.records.base import Record
 from edgegen.records.healing import Healed, HealedLayers
@@ -175,6 +177,7 @@ class _Healing:
                 [digest_items(self.items), digest_items(self.heldout)],
                 [digest_tensors(dict(m.named_parameters())) for m in (model, original)],
                 digest_tensors(masks),
+                shared_of(model),
             ]
         )
 
@@ -258,7 +261,7 @@ class _Healing:
             return
         batch = min(self.options.batch, len(items))
         steps = steps_of(items, self.state.layer_tokens or 0, batch)
-        options = self._options(steps, self.options.blockwise_rate, batch)
+        options = self._options(steps, self.options.blockwise_rate, batch, spent=self.state.spent)
         loss = block_loss(self.blocks, group, states)
         words = ("layer " if len(numbers) == 1 else "layers ") + ", ".join(map(str, numbers))
         fitted = self._fit(modules, items, heldout, options, saved.stem, loss, loss, words)
@@ -281,9 +284,9 @@ class _Healing:
         steps, options = self.state.steps or 0, self.options
         if not steps:
             return None
-        left = max(1e-3, options.seconds - self.state.spent) if options.seconds else 0.0
         course = msgspec.structs.replace(
-            self._options(steps, options.rate, self.batch), micro_batch=min(self.rows, self.batch), max_seconds=left
+            self._options(steps, options.rate, self.batch, spent=self.state.spent),
+            micro_batch=min(self.rows, self.batch),
         )
         return self._fit(self.model, self.items, self.heldout, course, "whole", self.loss, self.judge, "all layers")
 
@@ -347,7 +350,7 @@ class _Healing:
         if not options.seconds:
             return most
         order = Order(self.items, rows=self.batch, seed=options.seed)
-        numbers = iter(range(1_000_000))
+        numbers = itertools.count()
 
         def learn() -> None:
             batch, weight = order.at(next(numbers))
@@ -362,7 +365,9 @@ class _Healing:
 
     # Means
 
-    def _options(self, steps: int, rate: float, batch: int) -> Options:
+    def _options(self, steps: int, rate: float, batch: int, *, spent: float = 0.0) -> Options:
+        """Of a stage. The steps fit the time; should the machine become slower, the stage ends with the time."""
+        seconds = self.options.seconds
         return Options(
             steps=steps,
             batch=batch,
@@ -373,6 +378,7 @@ class _Healing:
             evaluate_every=max(1, steps // self.options.looks),
             save_every=max(1, steps // _CHECKPOINTS),
             bf16=self.options.bf16,
+            max_seconds=max(1e-3, seconds - spent) if seconds else 0.0,
         )
 
     def _fit(
