@@ -50,9 +50,9 @@ from edgegen.techniques.healing_weights import (
     settled,
     zeros_of,
 )
-from edgegen.training.batches import Batch, Item, Order, collate
+from edgegen.training.batches import Item, Order, collate
 from edgegen.training.loop import Fitted, Progress, fit, heldout_loss, make_accelerator
-from edgegen.training.losses import Loss
+from edgegen.training.losses import Loss, in_parts
 from edgegen.training.options import Options
 from edgegen.training.teacher import LiveTeacher, divergence_loss
 
@@ -162,13 +162,15 @@ class _Healing:
         self.batch = min(options.batch, len(self.items))
         accelerator = make_accelerator(self._options(1, options.rate, 1))
         self.device, self.precision = accelerator.device, accelerator.mixed_precision
+        self.begun = False
+        """Whether the folder is this healing's."""
         self.mark = time.perf_counter()
         """Until when time is accounted for."""
         vocab = model.get_input_embeddings().weight.shape[0]
         self.rows = max(1, _LOGIT_VALUES // (vocab * max(len(i.ids) for i in (*self.items, *self.heldout))))
         teacher = LiveTeacher(original, 1.0)
         self.loss = divergence_loss(teacher, kind=options.loss, alpha=options.alpha)
-        self.judge = _in_parts(divergence_loss(teacher, kind="forward"), self.rows)
+        self.judge = in_parts(divergence_loss(teacher, kind="forward"), self.rows)
         self.identity = digest_record(
             [
                 msgspec.to_builtins(msgspec.structs.replace(options, states_bytes=0)),
@@ -191,7 +193,7 @@ class _Healing:
             hooks = hold_zeros(self.model, self.masks)
             return self._healed()
         except BaseException:
-            if (self.folder / _START).is_file():
+            if self.begun and (self.folder / _START).is_file():
                 load_weights(self.model, self.folder / _START)
             raise
         finally:
@@ -202,6 +204,7 @@ class _Healing:
 
     def _healed(self) -> Healed:
         self._begin()
+        self.begun = True
         if self.state.done is not None:
             if self.state.done.kept:
                 load_weights(self.model, self.folder / _HEALED)
@@ -424,14 +427,3 @@ class _Healing:
         self.mark = now
         with disk_errors(self.folder):
             save_json(self.folder / _RECORD, self.state)
-
-
-def _in_parts(loss: Loss, rows: int) -> Loss:
-    """The same loss, of at most `rows` rows at once."""
-
-    def whole(model: Any, batch: Batch) -> torch.Tensor:
-        parts = [batch.items[start : start + rows] for start in range(0, len(batch.items), rows)]
-        found = [loss(model, collate(part, packed=batch.packed).to(batch.ids.device)) for part in parts]
-        return torch.stack(found).sum()
-
-    return whole

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import signal
 import subprocess
 import sys
@@ -13,7 +14,6 @@ import msgspec
 import pytest
 import torch
 
-from edgegen.common.codec import load_json
 from edgegen.errors import ConfigError
 from edgegen.modeling.blocks import Blocks, decoder_layers
 from edgegen.modeling.forward import counted_log_probs, mean_kl
@@ -24,7 +24,7 @@ from edgegen.records.data import Example
 from edgegen.records.healing import Healed
 from edgegen.techniques import healing_options
 from edgegen.techniques.blockwise import HiddenStates, groups_of, places_of
-from edgegen.techniques.healing import HealingOptions, _State, heal, items_of, zeros_of
+from edgegen.techniques.healing import HealingOptions, heal, items_of, zeros_of
 from edgegen.training.batches import Item, encode
 from tests.tiny_models import make_tiny, sample_texts
 
@@ -316,13 +316,13 @@ def test_seconds_become_steps_once(case: Case, tmp_path: Path, monkeypatch: pyte
     arguments = (case.original, kept, [], case.items, case.heldout, tmp_path / "work", options)
     with pytest.raises(_CutError):
         heal(model, *arguments, progress=cut)
-    state = load_json(tmp_path / "work" / "healing.json", _State)
+    state = json.loads((tmp_path / "work" / "healing.json").read_text())
     each = sum(item.tokens for item in case.items) / len(case.items)
-    assert state.layer_tokens == pytest.approx(13 * 4 * each, rel=0.1)
-    assert state.steps is not None and 25 <= state.steps <= 40
+    assert state["layer_tokens"] == pytest.approx(13 * 4 * each, rel=0.1)
+    assert 25 <= state["steps"] <= 40
     healed = heal(model, *arguments)
     assert len(asked) == 2
-    assert healed.kept and healed.tokens == pytest.approx(healed.blockwise_tokens + state.steps * 4 * each, rel=0.1)
+    assert healed.kept and healed.tokens == pytest.approx(healed.blockwise_tokens + state["steps"] * 4 * each, rel=0.1)
     model, _ = without(case.original, 2)
     none = msgspec.structs.replace(options, seconds=5.0)
     assert heal(model, *arguments[:-2], tmp_path / "none", none).tokens == 0
