@@ -35,6 +35,7 @@ from edgegen.techniques.healing_options import (
     digest_items,
     first_of,
     items_of,
+    rate_for,
     require_healing,
     seconds_a_step,
     shuffled,
@@ -264,8 +265,9 @@ class _Healing:
             return
         batch = min(self.options.batch, len(items))
         steps = steps_of(items, self.state.layer_tokens or 0, batch)
-        options = self._options(steps, self.options.blockwise_rate, batch, spent=self.state.spent)
         loss = block_loss(self.blocks, group, states)
+        rate = rate_for(self.options.blockwise_rate, heldout_loss(modules, heldout, loss=loss))
+        options = self._options(steps, rate, batch, spent=self.state.spent)
         words = ("layer " if len(numbers) == 1 else "layers ") + ", ".join(map(str, numbers))
         fitted = self._fit(modules, items, heldout, options, saved.stem, loss, loss, words)
         save_weights(modules, saved)
@@ -287,15 +289,13 @@ class _Healing:
         steps, options = self.state.steps or 0, self.options
         if not steps:
             return None
-        course = msgspec.structs.replace(
-            self._options(steps, options.rate, self.batch, spent=self.state.spent),
-            micro_batch=min(self.rows, self.batch),
-        )
+        course = self._options(steps, rate_for(options.rate, self._reached()), self.batch, spent=self.state.spent)
+        course = msgspec.structs.replace(course, micro_batch=min(self.rows, self.batch))
         return self._fit(self.model, self.items, self.heldout, course, "whole", self.loss, self.judge, "all layers")
 
     def _end(self, fitted: Fitted | None) -> Healed:
         state = self.state
-        reached = min(state.before, state.before if state.after_blockwise is None else state.after_blockwise)
+        reached = self._reached()
         if fitted is not None:
             # In bfloat16 the loop's measurements are coarse: the weights are judged as they will be used.
             measured = fitted.heldout_after if self.precision == "no" else None
@@ -417,6 +417,11 @@ class _Healing:
     def _distance(self) -> float:
         """Mean KL of the original's held-out predictions to the model's, nats per token."""
         return max(0.0, heldout_loss(self.model, self.heldout, loss=self.judge))
+
+    def _reached(self) -> float:
+        """The divergence before the whole model learns."""
+        after = self.state.after_blockwise
+        return self.state.before if after is None else min(self.state.before, after)
 
     def _file(self, layers: tuple[int, ...]) -> Path:
         return self.folder / f"layers-{'-'.join(map(str, layers))}.safetensors"

@@ -28,7 +28,7 @@ from edgegen.techniques.healing import HealingOptions, heal, items_of, zeros_of
 from edgegen.training.batches import Item, encode
 from tests.tiny_models import make_tiny, sample_texts
 
-_OPTIONS = HealingOptions(tokens=3000, batch=4, max_tokens=32, rate=2.5e-3, blockwise_rate=3e-3, looks=2)
+_OPTIONS = HealingOptions(tokens=3000, batch=4, max_tokens=32, rate=2.5e-3, blockwise_rate=6e-3, looks=2)
 
 
 class Case(msgspec.Struct):
@@ -326,6 +326,11 @@ def test_seconds_become_steps_once(case: Case, tmp_path: Path, monkeypatch: pyte
     model, _ = without(case.original, 2)
     none = msgspec.structs.replace(options, seconds=5.0)
     assert heal(model, *arguments[:-2], tmp_path / "none", none).tokens == 0
+
+
+def test_rates_follow_the_root_of_the_distance() -> None:
+    rates = [healing_options.rate_for(0.01, distance) for distance in (0.0, 0.01, 0.25, 1.0, 9.0)]
+    assert rates == pytest.approx([1e-5, 1e-3, 5e-3, 1e-2, 1e-2])
 
 
 def test_a_step_is_timed_without_changing_weights() -> None:
