@@ -22,8 +22,8 @@ def halve(
     """Find the best candidate once healed.
 
     Every round has the same budget, shared evenly among the candidates that are left, so that those that stay get
-    more each time. It keeps no state: where `heal_one` goes on from its own folder, a call that was cut off is
-    repeated, does what is left, and decides the same.
+    more each time. It keeps no state: where `heal_one` is `healing.heal` with a folder for each candidate and round, a
+    call that was cut off is repeated, does what is left, and decides the same.
 
     Args:
         candidates: names, in the order that decides between equal scores.

@@ -10,6 +10,7 @@ folder, model and data does the same sums as one that was not.
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ from edgegen.common.codec import digest_record, load_json, save_json
 from edgegen.common.files import disk_errors, remove_tree
 from edgegen.errors import ConfigError
 from edgegen.modeling.blocks import Blocks
+from edgegen.modeling.structure import shared_of
 from edgegen.modeling.text import Window
 from edgegen.records.base import Record
 from edgegen.records.healing import Healed, HealedLayers
@@ -33,6 +35,7 @@ from edgegen.techniques.healing_options import (
     digest_items,
     first_of,
     items_of,
+    rate_for,
     require_healing,
     seconds_a_step,
     shuffled,
@@ -48,9 +51,9 @@ from edgegen.techniques.healing_weights import (
     settled,
     zeros_of,
 )
-from edgegen.training.batches import Batch, Item, Order, collate
+from edgegen.training.batches import Item, Order, collate
 from edgegen.training.loop import Fitted, Progress, fit, heldout_loss, make_accelerator
-from edgegen.training.losses import Loss
+from edgegen.training.losses import Loss, in_parts
 from edgegen.training.options import Options
 from edgegen.training.teacher import LiveTeacher, divergence_loss
 
@@ -160,13 +163,15 @@ class _Healing:
         self.batch = min(options.batch, len(self.items))
         accelerator = make_accelerator(self._options(1, options.rate, 1))
         self.device, self.precision = accelerator.device, accelerator.mixed_precision
+        self.begun = False
+        """Whether the folder is this healing's."""
         self.mark = time.perf_counter()
         """Until when time is accounted for."""
         vocab = model.get_input_embeddings().weight.shape[0]
         self.rows = max(1, _LOGIT_VALUES // (vocab * max(len(i.ids) for i in (*self.items, *self.heldout))))
         teacher = LiveTeacher(original, 1.0)
         self.loss = divergence_loss(teacher, kind=options.loss, alpha=options.alpha)
-        self.judge = _in_parts(divergence_loss(teacher, kind="forward"), self.rows)
+        self.judge = in_parts(divergence_loss(teacher, kind="forward"), self.rows)
         self.identity = digest_record(
             [
                 msgspec.to_builtins(msgspec.structs.replace(options, states_bytes=0)),
@@ -175,6 +180,7 @@ class _Healing:
                 [digest_items(self.items), digest_items(self.heldout)],
                 [digest_tensors(dict(m.named_parameters())) for m in (model, original)],
                 digest_tensors(masks),
+                shared_of(model),
             ]
         )
 
@@ -188,7 +194,7 @@ class _Healing:
             hooks = hold_zeros(self.model, self.masks)
             return self._healed()
         except BaseException:
-            if (self.folder / _START).is_file():
+            if self.begun and (self.folder / _START).is_file():
                 load_weights(self.model, self.folder / _START)
             raise
         finally:
@@ -199,6 +205,7 @@ class _Healing:
 
     def _healed(self) -> Healed:
         self._begin()
+        self.begun = True
         if self.state.done is not None:
             if self.state.done.kept:
                 load_weights(self.model, self.folder / _HEALED)
@@ -258,8 +265,9 @@ class _Healing:
             return
         batch = min(self.options.batch, len(items))
         steps = steps_of(items, self.state.layer_tokens or 0, batch)
-        options = self._options(steps, self.options.blockwise_rate, batch)
         loss = block_loss(self.blocks, group, states)
+        rate = rate_for(self.options.blockwise_rate, heldout_loss(modules, heldout, loss=loss))
+        options = self._options(steps, rate, batch, spent=self.state.spent)
         words = ("layer " if len(numbers) == 1 else "layers ") + ", ".join(map(str, numbers))
         fitted = self._fit(modules, items, heldout, options, saved.stem, loss, loss, words)
         save_weights(modules, saved)
@@ -281,15 +289,13 @@ class _Healing:
         steps, options = self.state.steps or 0, self.options
         if not steps:
             return None
-        left = max(1e-3, options.seconds - self.state.spent) if options.seconds else 0.0
-        course = msgspec.structs.replace(
-            self._options(steps, options.rate, self.batch), micro_batch=min(self.rows, self.batch), max_seconds=left
-        )
+        course = self._options(steps, rate_for(options.rate, self._reached()), self.batch, spent=self.state.spent)
+        course = msgspec.structs.replace(course, micro_batch=min(self.rows, self.batch))
         return self._fit(self.model, self.items, self.heldout, course, "whole", self.loss, self.judge, "all layers")
 
     def _end(self, fitted: Fitted | None) -> Healed:
         state = self.state
-        reached = min(state.before, state.before if state.after_blockwise is None else state.after_blockwise)
+        reached = self._reached()
         if fitted is not None:
             # In bfloat16 the loop's measurements are coarse: the weights are judged as they will be used.
             measured = fitted.heldout_after if self.precision == "no" else None
@@ -347,7 +353,7 @@ class _Healing:
         if not options.seconds:
             return most
         order = Order(self.items, rows=self.batch, seed=options.seed)
-        numbers = iter(range(1_000_000))
+        numbers = itertools.count()
 
         def learn() -> None:
             batch, weight = order.at(next(numbers))
@@ -362,7 +368,9 @@ class _Healing:
 
     # Means
 
-    def _options(self, steps: int, rate: float, batch: int) -> Options:
+    def _options(self, steps: int, rate: float, batch: int, *, spent: float = 0.0) -> Options:
+        """Of a stage. The steps fit the time; should the machine become slower, the stage ends with the time."""
+        seconds = self.options.seconds
         return Options(
             steps=steps,
             batch=batch,
@@ -373,6 +381,7 @@ class _Healing:
             evaluate_every=max(1, steps // self.options.looks),
             save_every=max(1, steps // _CHECKPOINTS),
             bf16=self.options.bf16,
+            max_seconds=max(1e-3, seconds - spent) if seconds else 0.0,
         )
 
     def _fit(
@@ -409,6 +418,11 @@ class _Healing:
         """Mean KL of the original's held-out predictions to the model's, nats per token."""
         return max(0.0, heldout_loss(self.model, self.heldout, loss=self.judge))
 
+    def _reached(self) -> float:
+        """The divergence before the whole model learns."""
+        after = self.state.after_blockwise
+        return self.state.before if after is None else min(self.state.before, after)
+
     def _file(self, layers: tuple[int, ...]) -> Path:
         return self.folder / f"layers-{'-'.join(map(str, layers))}.safetensors"
 
@@ -418,14 +432,3 @@ class _Healing:
         self.mark = now
         with disk_errors(self.folder):
             save_json(self.folder / _RECORD, self.state)
-
-
-def _in_parts(loss: Loss, rows: int) -> Loss:
-    """The same loss, of at most `rows` rows at once."""
-
-    def whole(model: Any, batch: Batch) -> torch.Tensor:
-        parts = [batch.items[start : start + rows] for start in range(0, len(batch.items), rows)]
-        found = [loss(model, collate(part, packed=batch.packed).to(batch.ids.device)) for part in parts]
-        return torch.stack(found).sum()
-
-    return whole

@@ -18,6 +18,7 @@ from edgegen.records.base import Record
 from edgegen.training.batches import Item
 from edgegen.training.divergence import KINDS
 
+_LEAST_DISTANCE = 1e-6
 _TIMED = 3
 """Steps that are timed."""
 
@@ -29,9 +30,10 @@ class HealingOptions(Record, frozen=True):
     """Counted predictions to learn from, with repetitions; 0: as many as the seconds allow."""
     seconds: float = 0.0
     """Longest time; 0: no limit."""
-    rate: float = 1e-3
-    """Highest learning rate of the whole model."""
-    batch: int = 8
+    rate: float = 8e-4
+    """Highest learning rate of the whole model where it is 1 nat or more from the original; less where it is nearer,
+    see `rate_for`."""
+    batch: int = 4
     """Sequences a step."""
     max_tokens: int = 256
     """Longest sequence; longer ones are cut."""
@@ -40,8 +42,8 @@ class HealingOptions(Record, frozen=True):
     """Changed layers learn by themselves first."""
     blockwise_share: float = 1 / 3
     """Of the tokens and the seconds: for layers by themselves, if any changed."""
-    blockwise_rate: float = 2e-3
-    """Highest learning rate there."""
+    blockwise_rate: float = 1.3e-2
+    """Highest learning rate there, of a layer whose output is wrong by its own size; less where it is nearer."""
     loss: str = "forward"
     """Divergence of the original's predictions to learn, one of `training.divergence.KINDS`."""
     alpha: float = 0.1
@@ -103,6 +105,15 @@ def digest_items(items: Sequence[Item]) -> str:
             if values is not None:
                 sha.update(np.ascontiguousarray(values).tobytes())
     return sha.hexdigest()
+
+
+def rate_for(rate: float, distance: float) -> float:
+    """The learning rate for what is at a distance from its aim: `rate` at 1 and beyond, less below, by its root.
+
+    Distances are quadratic in how far weights are off, and a step of Adam moves each by about the rate: at one rate for
+    all, what is almost right would be thrown far from it.
+    """
+    return rate * min(1.0, math.sqrt(max(distance, _LEAST_DISTANCE)))
 
 
 def shuffled(items: Sequence[Item], seed: int) -> list[Item]:

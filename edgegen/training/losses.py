@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from edgegen.training.batches import Batch
+from edgegen.training.batches import Batch, collate
 
 Loss = Callable[[Any, Batch], torch.Tensor]
 """(model, batch) → the weighted sum of the counted predictions' losses, a scalar that has a gradient."""
@@ -29,6 +29,17 @@ def cross_entropy(model: Any, batch: Batch) -> torch.Tensor:
     mask, targets, weights = counted(batch)
     losses = functional.cross_entropy(logits_of(model, batch)[mask].float(), targets, reduction="none")
     return (losses * weights).sum()
+
+
+def in_parts(loss: Loss, rows: int) -> Loss:
+    """The same loss of a batch, computed for at most `rows` of its rows at once: for what needs no gradient."""
+
+    def whole(model: Any, batch: Batch) -> torch.Tensor:
+        parts = [batch.items[start : start + rows] for start in range(0, len(batch.items), rows)]
+        found = [loss(model, collate(part, packed=batch.packed).to(batch.ids.device)) for part in parts]
+        return torch.stack(found).sum()
+
+    return whole
 
 
 def logits_of(model: Any, batch: Batch) -> torch.Tensor:
