@@ -14,9 +14,10 @@ from edgegen.errors import UnsupportedError
 from edgegen.records.measured import Measured
 from edgegen.records.plan import Plan
 from edgegen.records.reference import Reference
-from edgegen.sdk import pipeline, stages
+from edgegen.sdk import stages
 from edgegen.sdk.job import Job
 from edgegen.sdk.subject import Subject
+from edgegen.sdk.workspace import Workspace
 
 PROFILE = "laptop-x86-16gb"
 LITTLE = 100_000
@@ -32,6 +33,7 @@ def no_whole_model(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("edgegen.sdk.subject.open_model", refuse)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_whole_model")
 def test_planned_like_in_memory(
     calm_llama: Path, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -54,12 +56,11 @@ def test_planned_like_in_memory(
     assert isinstance(usual, Plan)
     assert found.prediction.bytes == usual.prediction.bytes
     assert found.prediction.kl == pytest.approx(usual.prediction.kl, rel=0.3)
-    measured = [
-        load_json(pipeline.Workspace(tmp_path / n).folder / "measured.json", Measured) for n in ("streamed", "usual")
-    ]
+    measured = [load_json(Workspace(tmp_path / n).folder / "measured.json", Measured) for n in ("streamed", "usual")]
     assert measured[0].kl.keys() == measured[1].kl.keys()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_whole_model")
 def test_the_reference_is_the_originals(calm_llama: Path, tiny_data: Path, tmp_path: Path) -> None:
     subject = Subject(str(calm_llama), str(tiny_data), [load_target("gguf")], memory_bytes=LITTLE)
@@ -67,7 +68,7 @@ def test_the_reference_is_the_originals(calm_llama: Path, tiny_data: Path, tmp_p
         str(calm_llama), profile=PROFILE, data=str(tiny_data), out=tmp_path / "o", memory_bytes=LITTLE, **WISHES
     )
     assert isinstance(found, Plan)
-    job, folder = Job(subject, found.profile, load_target("gguf"), None), pipeline.Workspace(tmp_path / "o").folder
+    job, folder = Job(subject, found.profile, load_target("gguf"), None), Workspace(tmp_path / "o").folder
     stages.compress(job, folder, found)
     stages.export(job, folder, found)
     stages.reference(job, folder, found)
@@ -77,7 +78,7 @@ def test_the_reference_is_the_originals(calm_llama: Path, tiny_data: Path, tmp_p
     assert np.exp(quality.astype(np.float64)).sum(-1) == pytest.approx(1, abs=0.01)
     parity = np.load(folder / "reference" / "parity.npy")
     assert len(parity) == sum(len(w.ids) for w in reference.windows[: reference.parity_windows])
-    assert reference.prompts == reference.greedy == ()
+    assert not reference.prompts and not reference.greedy
 
 
 def test_another_vocabulary_is_refused(calm_llama: Path, tiny_data: Path, tmp_path: Path) -> None:
