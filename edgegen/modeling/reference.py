@@ -41,7 +41,7 @@ _QUALITY_BYTES = 160_000_000
 _LEAST_QUALITY_TOKENS = 4096
 """Sixteen full windows: fewer would give no interval worth the name, however large the vocabulary."""
 _QUALITY_TOKENS = 16_384
-_PARITY_BYTES = 24_000_000
+PARITY_BYTES = 24_000_000
 _PARITY_TOKENS = 512
 ANSWER_TOKENS = 96
 _GREEDY_RUNS, _GREEDY_PROMPT, _GREEDY_TOKENS = 2, 8, 100
@@ -85,12 +85,11 @@ def save_reference(
     """
     vocab_rows = model.get_input_embeddings().weight.shape[0]
     columns = len(kept) if kept is not None else vocab_rows
-    tokens = int(np.clip(_QUALITY_BYTES // (2 * columns), _LEAST_QUALITY_TOKENS, _QUALITY_TOKENS))
-    cut = {"max_tokens": tokens, "window_tokens": min(WINDOW_TOKENS, context_tokens)}
+    cut = {"max_tokens": quality_tokens(columns), "window_tokens": min(WINDOW_TOKENS, context_tokens)}
     windows = make_windows(artifact_tokenizer, heldout, **cut)
     asked = _requests(tokenizer, artifact_tokenizer, heldout, prompts, context_tokens)
     total = sum(window.tokens for window in windows)
-    require_free_bytes(out.parent, total * columns * 2 + _PARITY_BYTES * 2)
+    require_free_bytes(out.parent, total * columns * 2 + PARITY_BYTES * 2)
     keep = torch.from_numpy(kept) if kept is not None else None
     steps = len(windows) + len(asked)
 
@@ -102,7 +101,7 @@ def save_reference(
         _save_quality(model, windows, kept, total, building / "quality.npy", tell)
         plain = make_windows(tokenizer, heldout, **cut)
         plain_nats = _nats(model, plain)
-        parity_windows = _first(windows, int(np.clip(_PARITY_BYTES // (4 * columns), 64, _PARITY_TOKENS)))
+        parity_windows = first_windows(windows, parity_tokens(columns))
         base = model if base is None else base
         with rounded_model(base, source, _rounded_only(grids), {}):
             logits = torch.cat([_logits(base, _in_original(window, kept)) for window in parity_windows])
@@ -117,7 +116,7 @@ def save_reference(
             schema=1,
             vocab_size=columns,
             windows=tuple(
-                ReferenceWindow(ids=tuple(int(i) for i in w.ids), counts=_runs(w.counts), bytes=w.bytes)
+                ReferenceWindow(ids=tuple(int(i) for i in w.ids), counts=stretches(w.counts), bytes=w.bytes)
                 for w in windows
             ),
             parity_windows=len(parity_windows),
@@ -128,6 +127,16 @@ def save_reference(
         )
         save_json(building / "reference.json", record)
     return record
+
+
+def quality_tokens(columns: int) -> int:
+    """Counted positions that are scored, for a vocabulary of so many entries."""
+    return int(np.clip(_QUALITY_BYTES // (2 * columns), _LEAST_QUALITY_TOKENS, _QUALITY_TOKENS))
+
+
+def parity_tokens(columns: int) -> int:
+    """Positions whose logits are kept."""
+    return int(np.clip(PARITY_BYTES // (4 * columns), 64, _PARITY_TOKENS))
 
 
 def _save_quality(
@@ -172,7 +181,8 @@ def _rounded_only(grids: dict[str, str]) -> dict[str, str]:
     return {name: grid for name, grid in grids.items() if grid != "f32"}
 
 
-def _first(windows: list[Window], tokens: int) -> list[Window]:
+def first_windows(windows: list[Window], tokens: int) -> list[Window]:
+    """The first ones that have no more tokens together; at least one."""
     chosen: list[Window] = []
     for window in windows:
         if chosen and sum(len(w.ids) for w in chosen) + len(window.ids) > tokens:
@@ -196,7 +206,7 @@ def _greedy_run(model: Any, window: Window, kept: NDArray[np.int64] | None, cont
     return GreedyRun(ids=tuple(int(i) for i in window.ids[:_GREEDY_PROMPT]), tokens=tuple(produced))
 
 
-def _runs(mask: NDArray[np.bool_]) -> tuple[tuple[int, int], ...]:
+def stretches(mask: NDArray[np.bool_]) -> tuple[tuple[int, int], ...]:
     """True stretches as (start, end) pairs."""
     edges = np.flatnonzero(np.diff(np.concatenate([[0], mask.astype(np.int8), [0]])))
     return tuple((int(a), int(b)) for a, b in zip(edges[::2], edges[1::2], strict=True))

@@ -213,11 +213,13 @@ def run_variants(
     variants: list[Variant],
     scratch: Path,
     *,
+    every: bool = False,
     tell: Tell = lambda: None,
 ) -> list[torch.Tensor]:
-    """What the last block gives at the counted positions, of each variant: (T, H), windows in the order of groups.
+    """What the last block gives at the counted positions, of each variant: (T, H), shorter windows first.
 
     Args:
+        every: give all positions instead, padding left out.
         tell: called after each block.
     """
     hidden_size = stream.frame.get_input_embeddings().weight.shape[1]
@@ -239,7 +241,7 @@ def run_variants(
                             after = stream.run(block, number, group, files[member].read(group.rows))
                             files[member].write(group.rows, after)
         tell()
-    return [torch.cat([file.read(g.rows)[g.counts.flatten()] for g in groups]) for file in files]
+    return [torch.cat([file.read(g.rows)[g.real if every else g.counts.flatten()] for g in groups]) for file in files]
 
 
 def distance(stream: StreamedModel, original: torch.Tensor, hidden: torch.Tensor, variant: Variant) -> float:

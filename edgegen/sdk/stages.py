@@ -270,6 +270,9 @@ def reference(job: Job, folder: Path, plan: Plan, *, progress: Progress | None =
             progress=progress,
         )
         return
+    if subject.is_streamed:
+        streaming.reference(job, folder, grids, plan.settings.context_tokens, progress)
+        return
     many = subject.split.ref.kind == "completion" and subject.summary.parameters <= _SMALL_PARAMETERS
     save_reference(
         subject.model,

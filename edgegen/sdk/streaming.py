@@ -18,6 +18,7 @@ from edgegen.errors import UnsupportedError
 from edgegen.modeling.sensitivity import Sensitivity, fitting_grids
 from edgegen.modeling.simulate import ACTIVATION_BLOCKS
 from edgegen.modeling.streamed import StreamedModel
+from edgegen.modeling.streamed_reference import save_streamed_reference
 from edgegen.modeling.streamed_sensitivity import Variant, distance, measure_streamed, run_variants
 from edgegen.modeling.text import Window
 from edgegen.modeling.trimming import VocabularyOption, keep_all
@@ -107,6 +108,22 @@ class StreamedScorer:
         found = distance(stream, original, rounded, variant)
         tell()
         return found
+
+
+def reference(job: Job, folder: Path, grids: dict[str, str], context_tokens: int, progress: Progress | None) -> None:
+    """Save what the original says on held-out text; writes reference/."""
+    subject = job.subject
+    with tempfile.TemporaryDirectory(prefix="edgegen-") as scratch:
+        save_streamed_reference(
+            StreamedModel(subject.ref, job.source),
+            msgspec.structs.replace(_variant(job, grids), activations={}),
+            tokenizer=subject.tokenizer,
+            heldout=subject.split.heldout,
+            context_tokens=context_tokens,
+            out=folder / "reference",
+            scratch=Path(scratch),
+            progress=progress,
+        )
 
 
 def _variant(job: Job, grids: dict[str, str]) -> Variant:
