@@ -15,7 +15,7 @@ from edgegen.agent.config import AgentConfig, load_config
 from edgegen.agent.disk import Disk
 from edgegen.agent.home import Home, read_manifest
 from edgegen.agent.journal import Journal
-from edgegen.agent.orders import LocalOrder, LocalOutcome, drop_order, place_order, take_outcome
+from edgegen.agent.orders import LocalOrder, LocalOutcome, drop_order, is_known, place_order, take_outcome
 from edgegen.errors import DeviceError, EdgegenError
 
 _LOOK_S = 0.2
@@ -77,6 +77,11 @@ def _order(config: AgentConfig, order: LocalOrder, as_json: bool) -> int:
     home, name = Path(config.home), ""
     outcome: LocalOutcome | None = None
     while outcome is None:
+        if name and not is_known(home, name):
+            raise DeviceError(
+                f"{home}: the order is gone, and no agent has answered it",
+                hint="Somebody removed the folder or what was in it; start the agent anew and order again.",
+            )
         with locked(home) as alone:
             if alone:
                 if name:

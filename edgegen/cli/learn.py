@@ -10,6 +10,7 @@ import typer
 
 from edgegen.cli import options
 from edgegen.cli.render import write_json
+from edgegen.common.urls import require_url
 from edgegen.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -50,6 +51,8 @@ def learn(
     """Correct a profile's coefficients by what devices measured; later plans for the profile use them and say so."""
     if (where is None) == (url is None) and not reset:
         raise ConfigError("name a site's folder or --url", hint="Like edgegen learn site/ --profile NAME.")
+    if url is not None:
+        require_url(url, what="--url")
     place = where or url or ""
     if vocabulary:
         _restore(place, release, group, days, model, out, store, json)

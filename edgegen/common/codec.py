@@ -59,16 +59,21 @@ def decode_json(data: bytes, kind: type[T], *, where: str) -> T:
         raise ConfigError(f"{where}: not valid JSON: {error}") from error
 
 
-def load_toml(path: Path, kind: type[T]) -> T:
+def load_toml(path: Path, kind: type[T], *, may_be_empty: bool = False) -> T:
     """Read a record from a TOML file.
 
+    Args:
+        may_be_empty: whether a file that says nothing means all defaults; else it is refused, as a slip.
+
     Raises:
-        ConfigError: no such file, not TOML, an unknown key or a wrong type.
+        ConfigError: no such file, nothing in it, not TOML, an unknown key or a wrong type.
     """
     try:
         tree = tomllib.loads(read_bytes(path).decode())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not valid TOML: {error}") from error
+    if not tree and not may_be_empty:
+        raise ConfigError(f"{path}: it says nothing", hint="Write settings into it, or leave the file out.")
     return convert(tree, kind, where=str(path))
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 
 from edgegen.common.codec import save_json
-from edgegen.common.files import building, write_bytes
+from edgegen.common.files import building, require_place, write_bytes
 from edgegen.errors import ConfigError
 from edgegen.evaluate.fairness import fairness, read_fairness
 from edgegen.evaluate.gates import judge, load_gates
@@ -114,9 +114,8 @@ def evaluate(
     """
     chosen = dict.fromkeys((*suites, *(["tasks"] if tasks else []), *(["fairness"] if fairness_files else [])))
     _check(list(chosen), data, fairness_files, tasks, limit, wanted)
-    if out is not None and (place := Path(out).expanduser()).exists() and not (place / EVALUATION_FILE).is_file():
-        with building(place, mark=EVALUATION_FILE, what="evaluation"):
-            pass  # refuses a folder of something else before any work
+    if out is not None:
+        require_place(Path(out).expanduser(), mark=EVALUATION_FILE, what="evaluation")
     limits = load_gates(gates) if isinstance(gates, str) else gates
     pairs = read_fairness(fairness_files, limit=limit) if fairness_files else None
     rows: tuple[Example, ...] = ()
