@@ -72,6 +72,8 @@ def replacing(path: Path) -> Iterator[Path]:
     """Give a temporary path to write; on success flush it and rename it onto `path`, else remove it."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with disk_errors(path):
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "is a folder, and a file has to be there", str(path))
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield temporary

@@ -55,6 +55,8 @@ def try_prompts(
     """
     path = Path(prompts).expanduser()
     candidates = load_prompts(path)
+    if limit is not None and limit < 1:
+        raise ConfigError(f"--limit must be at least 1, not {limit}")
     rows = few_rows(data)[:limit]
     if max_tokens < 1:
         raise ConfigError(f"--max-tokens must be at least 1, not {max_tokens}")
