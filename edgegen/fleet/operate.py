@@ -112,6 +112,8 @@ def open_fleet(where: str, store: str | None = None) -> Fleet:
         return RemoteFleet(where, os.environ.get(TOKEN_VARIABLE, ""))
     if "://" in where:
         raise ConfigError(f"{where}: a server's URL begins with https:// or http://", hint="Or name a site's folder.")
+    if not where:
+        raise ConfigError("no fleet is named", hint="Name a site's folder, or a server's URL.")
     site = open_site(Path(where), store)
     return LocalFleet(site.store, site.folder)
 

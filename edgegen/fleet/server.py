@@ -98,7 +98,9 @@ def _listen(host: str, port: int) -> socket.socket:
         listener.listen(2048)
     except OSError as error:
         listener.close()
-        raise NetworkError(f"{host}:{port}: {error.strerror or error}", hint="Choose another with --port.") from error
+        raise NetworkError(
+            f"{host}:{port}: {error.strerror or error}", hint="Choose others with --host and --port."
+        ) from error
     return listener
 
 

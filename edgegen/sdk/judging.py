@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -113,7 +114,7 @@ def evaluate(
             `passed`.
     """
     chosen = dict.fromkeys((*suites, *(["tasks"] if tasks else []), *(["fairness"] if fairness_files else [])))
-    _check(list(chosen), data, fairness_files, tasks, limit, wanted)
+    _check(list(chosen), data, fairness_files, tasks, limit, wanted, shots)
     if out is not None:
         require_place(Path(out).expanduser(), mark=EVALUATION_FILE, what="evaluation")
     limits = load_gates(gates) if isinstance(gates, str) else gates
@@ -194,6 +195,7 @@ def _check(
     tasks: Sequence[str],
     limit: int | None,
     wanted: Wanted,
+    shots: int | None,
 ) -> None:
     for name in suites:
         if name not in SUITES:
@@ -217,8 +219,10 @@ def _check(
         ("--temperature", wanted.temperature, 0),
         ("--seed", wanted.seed, 0),
     ):
-        if not value >= least:
+        if not least <= value < math.inf:
             raise ConfigError(f"{name} must be at least {least}, not {value}")
+    if shots is not None and shots < 0:
+        raise ConfigError(f"--shots must be 0 or more, not {shots}")
 
 
 def _prompts(source: str, limit: int | None) -> tuple[Example, ...]:

@@ -103,7 +103,7 @@ def use_prompt(name: str, *, prompts: str | Path, model: str, out: str | Path, d
     if name not in candidates:
         raise ConfigError(f"{path}: has no prompt {name!r}", hint="It has " + ", ".join(sorted(candidates)) + ".")
     prompt = candidates[name]
-    shown = [row for row in few_rows(data) if row.completion] if prompt.shots and data else []
+    shown = [row for row in few_rows(data) if row.completion] if data else []
     if len(shown) < prompt.shots:
         raise ConfigError(f"prompt {name!r} shows {prompt.shots} examples", hint="Name where they are with --data.")
     folder = Path(model).expanduser()
@@ -143,10 +143,13 @@ def read_history(prompts: str | Path) -> list[PromptTrial | PromptUsed]:
     """Everything that was tried and used, oldest first; none if nothing was.
 
     Raises:
-        ConfigError: a history that was altered.
+        ConfigError: no such prompts, or a history that was altered.
     """
-    path = history_file(Path(prompts).expanduser())
+    source = Path(prompts).expanduser()
+    path = history_file(source)
     if not path.is_file():
+        if not source.is_file():
+            raise ConfigError(f"{source}: no such file", hint="Name the file of prompts.")
         return []
     found: list[PromptTrial | PromptUsed] = []
     for number, line in enumerate(path.read_bytes().splitlines(), 1):

@@ -29,7 +29,7 @@ from edgegen.tune.student import parse_student
 
 Told = Callable[[int, int, str], None]
 """(steps done, steps, words)."""
-_EPOCHS, _BATCH = 3.0, 16
+_EPOCHS, _BATCH, _LONGEST = 3.0, 16, 512
 
 
 class Course(TypedDict, total=False):
@@ -241,20 +241,8 @@ def make_options(learner: Learner, data: Data, course: Course, *, rate: float, e
     Raises:
         ConfigError: a number out of range, or data without a token to learn from.
     """
-    said: dict[str, Any] = dict(course)
-    epochs, steps = said.pop("epochs", _EPOCHS), said.pop("steps", None)
-    chosen, longest = said.pop("rate", None), said.pop("max_tokens", None)
-    wanted = Options(
-        steps=1 if steps is None else steps,
-        batch=said.pop("batch", _BATCH),
-        rate=rate if chosen is None else chosen,
-        max_tokens=min(512 if longest is None else longest, learner.summary.context_tokens),
-        **said,
-    )
-    require_options(wanted)
-    if not (math.isfinite(epochs) and epochs > 0):
-        raise ConfigError(f"--epochs must be a number above 0, not {epochs:g}")
-    if steps is not None:
+    wanted, epochs = require_course(course, rate=rate, context_tokens=learner.summary.context_tokens)
+    if course.get("steps") is not None:
         return wanted
     if examples is not None:
         return msgspec.structs.replace(wanted, steps=max(1, round(epochs * examples / wanted.batch)))
@@ -262,3 +250,29 @@ def make_options(learner: Learner, data: Data, course: Course, *, rate: float, e
     packed_tokens = wanted.max_tokens if wanted.packed else 0
     steps = steps_for(items, rows=wanted.batch, epochs=epochs, packed_tokens=packed_tokens)
     return msgspec.structs.replace(wanted, steps=steps)
+
+
+def require_course(course: Course, *, rate: float = 1e-4, context_tokens: int = _LONGEST) -> tuple[Options, float]:
+    """A course as options, with one step where it names none, and its epochs.
+
+    Args:
+        rate: where the course names none.
+        context_tokens: that the model has.
+
+    Raises:
+        ConfigError: a number out of range.
+    """
+    said: dict[str, Any] = dict(course)
+    epochs, steps = said.pop("epochs", _EPOCHS), said.pop("steps", None)
+    chosen, longest = said.pop("rate", None), said.pop("max_tokens", None)
+    options = Options(
+        steps=1 if steps is None else steps,
+        batch=said.pop("batch", _BATCH),
+        rate=rate if chosen is None else chosen,
+        max_tokens=min(_LONGEST if longest is None else longest, context_tokens),
+        **said,
+    )
+    require_options(options)
+    if not (math.isfinite(epochs) and epochs > 0):
+        raise ConfigError(f"--epochs must be a number above 0, not {epochs:g}")
+    return options, epochs
