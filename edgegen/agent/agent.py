@@ -43,9 +43,19 @@ _OFFLINE_S = 60.0
 
 @contextlib.contextmanager
 def locked(home: Path) -> Iterator[bool]:
-    """Whether this process is the only agent of a folder, for as long as the block runs."""
-    home.mkdir(parents=True, exist_ok=True)
-    with (home / "agent.lock").open("w") as stream:
+    """Whether this process is the only agent of a folder, for as long as the block runs.
+
+    Raises:
+        DeviceError: the folder cannot be made or written.
+    """
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        opened = (home / "agent.lock").open("w")
+    except OSError as error:
+        raise DeviceError(
+            f"{home}: {error.strerror}", hint="It is `home` in agent.toml, a folder that the agent can write."
+        ) from error
+    with opened as stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

@@ -10,6 +10,7 @@ import msgspec
 
 from edgegen.agent.telemetry.settings import Telemetry, absolute, check_telemetry
 from edgegen.common.codec import load_toml
+from edgegen.common.urls import is_url
 from edgegen.errors import ConfigError
 from edgegen.records.base import Record
 from edgegen.records.deployment import Phase
@@ -121,6 +122,8 @@ def load_config(path: Path) -> AgentConfig:
         "serve.max_waiting: must be 0 or more": config.serve.max_waiting >= 0,
         "serve.max_tokens: must be 1 or more": config.serve.max_tokens >= 1,
         "serve.threads: must be 1 or more": config.serve.threads is None or config.serve.threads >= 1,
+        "fleet.url: must begin with http:// or https://, or be left out": not config.fleet.url
+        or is_url(config.fleet.url),
         "fleet.poll_s: must be above 0": config.fleet.poll_s is None or config.fleet.poll_s > 0,
     }
     for words, holds in rules.items():

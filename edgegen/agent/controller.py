@@ -170,7 +170,8 @@ class Controller:
                 raise
             raise TrustError(
                 f"{url}: the server knows a device {known.device!r} with another credential",
-                hint="Give this one another name (device in agent.toml), or bring its credential.json back.",
+                hint="If that one is gone or was this one, free the name with `edgegen fleet forget`, or bring "
+                "credential.json back; else give this one another name (device in agent.toml).",
             ) from error
         self._save(
             msgspec.structs.replace(

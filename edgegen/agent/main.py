@@ -15,8 +15,8 @@ from edgegen.agent.config import AgentConfig, load_config
 from edgegen.agent.disk import Disk
 from edgegen.agent.home import Home, read_manifest
 from edgegen.agent.journal import Journal
-from edgegen.agent.orders import LocalOrder, LocalOutcome, drop_order, place_order, take_outcome
-from edgegen.errors import DeviceError, EdgegenError
+from edgegen.agent.orders import LocalOrder, LocalOutcome, drop_order, is_known, place_order, take_outcome
+from edgegen.errors import ConfigError, DeviceError, EdgegenError
 
 _LOOK_S = 0.2
 
@@ -56,6 +56,8 @@ def _run(config: AgentConfig, _: argparse.Namespace) -> int:
 
 
 def _install(config: AgentConfig, options: argparse.Namespace) -> int:
+    if not options.target:
+        raise ConfigError("--target is empty", hint="Name the release's manifest, as `edgegen repo list` shows it.")
     repository = options.repository or ""
     if repository and not repository.startswith(("http://", "https://")):
         repository = str(Path(repository).resolve())
@@ -77,6 +79,11 @@ def _order(config: AgentConfig, order: LocalOrder, as_json: bool) -> int:
     home, name = Path(config.home), ""
     outcome: LocalOutcome | None = None
     while outcome is None:
+        if name and not is_known(home, name):
+            raise DeviceError(
+                f"{home}: the order is gone, and no agent has answered it",
+                hint="Somebody removed the folder or what was in it; start the agent anew and order again.",
+            )
         with locked(home) as alone:
             if alone:
                 if name:
@@ -147,6 +154,11 @@ def _allow(config: AgentConfig, options: argparse.Namespace) -> int:
             raise DeviceError("the agent runs", hint="Stop it, then allow the release, then start it.")
         home = Home(Path(config.home), Disk())
         journal = Journal(home.state, Disk())
+        if options.digest not in journal.state.banned:
+            raise ConfigError(
+                f"no release {options.digest[:80]!r} is banned here",
+                hint="`edgegen-agent … status` lists those.",
+            )
         left = tuple(digest for digest in journal.state.banned if digest != options.digest)
         journal.save(msgspec.structs.replace(journal.state, banned=left))
     return 0
@@ -158,6 +170,8 @@ def _spool(config: AgentConfig, options: argparse.Namespace) -> int:
     from edgegen.agent.telemetry.show import spool_view, view_lines
     from edgegen.agent.telemetry.spool import SPOOL
 
+    if options.lines < 1:
+        raise ConfigError(f"--lines must be at least 1, not {options.lines}")
     there = (Path(config.home) / SPOOL).is_file()
     if options.tail:
         if there:

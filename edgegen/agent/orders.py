@@ -66,6 +66,11 @@ def take_outcome(folder: Path, name: str) -> LocalOutcome | None:
     return found
 
 
+def is_known(folder: Path, name: str) -> bool:
+    """Whether an order waits or is answered. The answer is there before the order goes."""
+    return any((folder / place / f"{name}.json").is_file() for place in ("orders", "outcomes"))
+
+
 def drop_order(folder: Path, name: str) -> None:
     """Take an order back that nobody has begun."""
     (folder / "orders" / f"{name}.json").unlink(missing_ok=True)

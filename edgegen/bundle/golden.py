@@ -72,7 +72,7 @@ def ask_artifact(artifact: Path, reference: Path, *, runtime: str = "") -> Resul
         runtime: one that runs the target; empty: the first that is installed.
 
     Raises:
-        UnsupportedError: an artifact that does not continue text.
+        UnsupportedError: an artifact that does not continue text, or a runtime that does not run it.
         DeviceError: the runtime refuses it or crashes.
     """
     record = load_json(artifact / "artifact.json", Artifact)
@@ -81,6 +81,8 @@ def ask_artifact(artifact: Path, reference: Path, *, runtime: str = "") -> Resul
             f"{artifact}: a {record.task} cannot be packed yet: its answers are no tokens",
             hint="Models that continue text can.",
         )
+    if runtime:
+        runtime_for(record.target, runtime)  # refuses a wrong name, which the fresh process could say only as a failure
     prompts = choose_prompts(load_json(reference / "reference.json", Reference), record.context_tokens)
     return ask_prompts(artifact, prompts, runtime=runtime)
 

@@ -81,6 +81,20 @@ def check_manifest(manifest: Manifest, *, where: str = "manifest") -> None:
     _check_numbers(manifest, where)
 
 
+def check_label(name: str, version: str, epoch: int, *, where: str = "manifest") -> None:
+    """Whether a release may be called so.
+
+    Raises:
+        TrustError: it may not; the message names what is wrong.
+    """
+    if not _NAME.fullmatch(name):
+        raise _bad(where, f"name: {name!r} is not of lower-case letters, digits and dashes")
+    if len(version) > 100 or not _VERSION.fullmatch(version):
+        raise _bad(where, f"version: {version[:100]!r} is no semantic version")
+    if not 0 <= epoch <= MAX_EPOCH:
+        raise _bad(where, f"epoch: {epoch} is out of range")
+
+
 def safe_path(path: str) -> bool:
     """Whether a file name stays inside its folder and means the same on every file system."""
     parts = path.split("/")
@@ -88,12 +102,7 @@ def safe_path(path: str) -> bool:
 
 
 def _check_head(manifest: Manifest, where: str) -> None:
-    if not _NAME.fullmatch(manifest.name):
-        raise _bad(where, f"name: {manifest.name!r} is not of lower-case letters, digits and dashes")
-    if len(manifest.version) > 100 or not _VERSION.fullmatch(manifest.version):
-        raise _bad(where, f"version: {manifest.version[:100]!r} is no semantic version")
-    if not 0 <= manifest.epoch <= MAX_EPOCH:
-        raise _bad(where, f"epoch: {manifest.epoch} is out of range")
+    check_label(manifest.name, manifest.version, manifest.epoch, where=where)
     if manifest.kind not in _KINDS:
         raise _bad(where, f"kind: {manifest.kind[:100]!r} is none of {', '.join(_KINDS)}")
     try:

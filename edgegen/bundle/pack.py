@@ -17,10 +17,10 @@ import msgspec
 
 from edgegen.bundle.golden import Result, ask_artifact
 from edgegen.bundle.layout import BUNDLE, ROLES, blob_file, target_file, target_path
-from edgegen.bundle.manifest import check_manifest, safe_path
+from edgegen.bundle.manifest import check_label, check_manifest, safe_path
 from edgegen.bundle.segments import describe_folder
 from edgegen.common.codec import digest_record, encode_json, load_json
-from edgegen.common.files import building, digest_bytes, digest_file
+from edgegen.common.files import building, digest_bytes, digest_file, require_place
 from edgegen.errors import ConfigError, TrustError, VerificationError
 from edgegen.records.artifact import Artifact
 from edgegen.records.bundle import (
@@ -86,6 +86,11 @@ def pack_bundle(
         VerificationError: its report fails.
         UnsupportedError, DeviceError: the artifact cannot be asked here.
     """
+    require_place(out, mark=BUNDLE, what="bundle")
+    try:
+        check_label(wanted.name, wanted.version, wanted.epoch, where="the release")
+    except TrustError as error:
+        raise ConfigError(str(error), hint="A device would refuse this.") from error
     folder = build / "artifact"
     artifact = load_json(folder / "artifact.json", Artifact)
     plan, report = load_json(build / "plan.json", Plan), load_json(build / RECEIPT, Report)

@@ -26,8 +26,12 @@ from edgegen.cli.render import training_progress
 from edgegen.errors import ConfigError
 from edgegen.records.task import SyntheticReport
 
+_OF_DISTRIBUTIONS = ("loss", "alpha", "temperature", "labels", "top", "on_policy", "sequence_level")
+"""Parameters that --few-shot has no use for: there the teacher's examples are learnt, not its distributions."""
+
 
 def distill(
+    context: typer.Context,
     teacher: Annotated[str, typer.Argument(help="A checkpoint's folder, or a hub id.", show_default=False)],
     student: Annotated[
         str,
@@ -73,6 +77,14 @@ def distill(
     """
     if bool(few_shot) != (task is not None):
         raise ConfigError("--few-shot and --task go together", hint="Like --few-shot 32 --task prompts.toml.")
+    if task is not None:
+        for name in _OF_DISTRIBUTIONS:
+            source = context.get_parameter_source(name)
+            if source is not None and source.name == "COMMANDLINE":
+                raise ConfigError(
+                    f"--{name.replace('_', '-')} does not go with --few-shot",
+                    hint="Leave it out: the teacher's examples are learnt, not its distributions.",
+                )
     course = course_of(
         epochs=epochs,
         steps=steps,

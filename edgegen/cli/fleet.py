@@ -11,6 +11,7 @@ import typer
 from edgegen.cli import options
 from edgegen.cli.render import write_json, write_table
 from edgegen.common.units import format_seconds
+from edgegen.errors import ConfigError
 
 if TYPE_CHECKING:
     from edgegen.records.deployment import DeviceView, Rollout
@@ -124,7 +125,6 @@ def operator(
     store: Store = None,
 ) -> None:
     """Make an operator's token, which commands the fleet over HTTP; it is shown once, on stdout."""
-    from edgegen.errors import ConfigError
     from edgegen.fleet.operations import Appoint
 
     if "://" in site:
@@ -145,7 +145,6 @@ def devices(
     json: options.Json = False,
 ) -> None:
     """List devices: what each runs, when it was seen, where its update is."""
-    from edgegen.errors import ConfigError
     from edgegen.fleet.operations import WhichDevices
 
     found: tuple[DeviceView, ...] = _do(where, store, "devices", WhichDevices(group, device))
@@ -181,6 +180,8 @@ def rollouts(
     from edgegen.fleet.operations import WhichRollouts
 
     found: tuple[Rollout, ...] = _do(where, store, "rollouts", WhichRollouts(group))
+    if group and not found:
+        raise ConfigError(f"there is no rollout to a group {group!r}", hint="Without --group all are listed.")
     if json:
         write_json(found)
         return
@@ -317,6 +318,10 @@ def audit(
     from edgegen.fleet.operations import WhichEntries
 
     found = _do(where, store, "audit", WhichEntries(subject, limit))
+    if subject and not found:
+        raise ConfigError(
+            f"nothing was done to {subject!r}", hint="Write it like rollout:3, device:pi-1 or group:home."
+        )
     if json:
         write_json(found)
         return

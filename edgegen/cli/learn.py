@@ -10,6 +10,7 @@ import typer
 
 from edgegen.cli import options
 from edgegen.cli.render import write_json
+from edgegen.common.urls import require_url
 from edgegen.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -49,7 +50,11 @@ def learn(
 ) -> None:
     """Correct a profile's coefficients by what devices measured; later plans for the profile use them and say so."""
     if (where is None) == (url is None) and not reset:
-        raise ConfigError("name a site's folder or --url", hint="Like edgegen learn site/ --profile NAME.")
+        raise ConfigError("name either a site's folder or --url", hint="Like edgegen learn site/ --profile NAME.")
+    if url is not None:
+        require_url(url, what="--url")
+    if vocabulary and reset:
+        raise ConfigError("--reset takes back what was learned of a profile, --vocabulary learns", hint="Name one.")
     place = where or url or ""
     if vocabulary:
         _restore(place, release, group, days, model, out, store, json)

@@ -9,6 +9,7 @@ import typer
 
 from edgegen.cli import options
 from edgegen.cli.render import write_json
+from edgegen.errors import ConfigError
 
 app = typer.Typer(invoke_without_command=True, help="List what was made here; show what it was made from.")
 
@@ -30,8 +31,13 @@ def models(
     """List data sets, models, plans, artifacts and releases with their figures."""
     if context.invoked_subcommand is not None:
         return
+    from edgegen.records.registry import KINDS
     from edgegen.sdk.registry import list_models
 
+    if kind and kind not in KINDS:
+        raise ConfigError(f"--kind {kind!r} is unknown", hint=f"Choose one of: {', '.join(KINDS)}.")
+    if track == "":
+        raise ConfigError("--track is empty", hint="Name a store, like file:mlruns.")
     found = [entry for entry in list_models(*(places or ())) if not kind or entry.kind == kind]
     if track:
         from edgegen.sdk.tracking import track_entries
@@ -40,6 +46,9 @@ def models(
         sys.stderr.write(f"{count} runs written to {track}\n")
     if json:
         write_json(found)
+        return
+    if not found and kind:
+        sys.stdout.write(f"nothing of kind {kind} here\n")
         return
     if not found:
         sys.stdout.write(

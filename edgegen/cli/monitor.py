@@ -12,6 +12,7 @@ import typer
 from edgegen.cli import options
 from edgegen.cli.render import write_json, write_table
 from edgegen.common.units import format_bytes, format_seconds, parse_seconds
+from edgegen.common.urls import require_url
 from edgegen.errors import ALERT_EXIT_CODE, ConfigError, UnsupportedError
 
 if TYPE_CHECKING:
@@ -30,7 +31,9 @@ def monitor(
     url: Annotated[
         str, typer.Option("--url", help="A server's URL, with an operator's token in EDGEGEN_FLEET_TOKEN.")
     ] = "",
-    mock: Annotated[int, typer.Option("--mock", help="A simulated fleet of so many devices instead.")] = 0,
+    mock: Annotated[
+        int | None, typer.Option("--mock", help="A simulated fleet of so many devices instead.", show_default=False)
+    ] = None,
     write: Annotated[bool, typer.Option("--write", help="Let keys act: pause, abort, roll back, deploy.")] = False,
     once: Annotated[bool, typer.Option("--once", help="Print a table and end; exit code 9 if an alert fires.")] = False,
     window: Annotated[str, typer.Option("--window", help="With --once: what figures are of, like 5m or 1h.")] = "1h",
@@ -42,13 +45,15 @@ def monitor(
     json: options.Json = False,
 ) -> None:
     """Watch what devices answer, how fast and how well: screens in the terminal, or with --once a table."""
-    if sum((bool(where), bool(url), mock != 0)) != 1:
+    if sum((bool(where), bool(url), mock is not None)) != 1:
         raise ConfigError(
             "name one fleet",
             hint="A site's folder, or --url URL, or --mock N for a simulated one: edgegen monitor site",
         )
-    if mock < 0:
-        raise ConfigError(f"--mock {mock}: a fleet has at least one device")
+    if mock is not None and mock < 1:
+        raise ConfigError(f"--mock must be at least 1, not {mock}")
+    if url:
+        require_url(url, what="--url")
     if write and once:
         raise ConfigError("--write is for the screens, not for --once")
     if json and not once:
@@ -77,7 +82,7 @@ def _require_screens() -> None:
 
 
 def _print_once(
-    where: str, mock: int, store: str | None, window_s: float, group: str, json: bool, everything: bool
+    where: str, mock: int | None, store: str | None, window_s: float, group: str, json: bool, everything: bool
 ) -> None:
     from edgegen.records.monitor import Ask
 

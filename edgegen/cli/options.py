@@ -126,7 +126,9 @@ def arguments(
         "max_kl": parse_positive(max_kl, what="--max-kl") if max_kl is not None else None,
         "min_cosine": parse_positive(min_cosine, what="--min-cosine") if min_cosine is not None else None,
         "prefer": prefer,
-        "grids": tuple(grid.strip().lower() for grid in grids.split(",") if grid.strip()) if grids else None,
+        "grids": tuple(grid.strip().lower() for grid in grids.split(",") if grid.strip())
+        if grids is not None
+        else None,
         "vocab": vocab,
         "keep_tokens": keep_tokens,
         "memory_bytes": parse_bytes(memory, what="--memory") if memory is not None else None,

@@ -94,6 +94,8 @@ def history(prompts: Prompts = "prompts.toml", json: options.Json = False) -> No
     if json:
         write_json(found)
         return
+    if not found:
+        sys.stdout.write("nothing was tried or used yet\n")
     for entry in found:
         if isinstance(entry, PromptTrial):
             said = ", ".join(f"{score.name} {score.version}" for score in entry.scores)

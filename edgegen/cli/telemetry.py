@@ -45,6 +45,9 @@ def export(
 
     if "://" in site:
         raise ConfigError("an export reads the site itself", hint="Name the site's folder, on the server.")
+    kinds = tuple(dict.fromkeys(name.strip() for name in kind.split(",") if name.strip()))
+    if kind and not kinds:
+        raise ConfigError("--kind names none", hint="Write it like generations,health, or leave it out for all.")
     shown_s = time.monotonic()
 
     def progress(name: str, rows: int) -> None:
@@ -58,7 +61,7 @@ def export(
         open_site(Path(site), store).store,
         Path(out),
         format=format,
-        kinds=tuple(dict.fromkeys(name.strip() for name in kind.split(",") if name.strip())),
+        kinds=kinds,
         span=Span(_moment(since, now_s, "--since"), _moment(until, now_s, "--until")),
         texts=texts,
         progress=progress,

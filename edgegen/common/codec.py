@@ -7,6 +7,7 @@ JSON Schema. This module adds what a person needs: the file's name, the key, and
 from __future__ import annotations
 
 import difflib
+import math
 import re
 import tomllib
 from pathlib import Path
@@ -59,17 +60,32 @@ def decode_json(data: bytes, kind: type[T], *, where: str) -> T:
         raise ConfigError(f"{where}: not valid JSON: {error}") from error
 
 
-def load_toml(path: Path, kind: type[T]) -> T:
+def load_toml(path: Path, kind: type[T], *, may_be_empty: bool = False) -> T:
     """Read a record from a TOML file.
 
+    Args:
+        may_be_empty: whether a file that says nothing means all defaults; else it is refused, as a slip.
+
     Raises:
-        ConfigError: no such file, not TOML, an unknown key or a wrong type.
+        ConfigError: no such file, nothing in it, not TOML, an unknown key or a wrong type.
     """
     try:
         tree = tomllib.loads(read_bytes(path).decode())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not valid TOML: {error}") from error
+    if not tree and not may_be_empty:
+        raise ConfigError(f"{path}: it says nothing", hint="Write settings into it, or leave the file out.")
+    if place := _nan_in(tree):
+        raise ConfigError(f"{path}: {place}: nan is no number", hint="Leave the key out where nothing is known.")
     return convert(tree, kind, where=str(path))
+
+
+def _nan_in(tree: Any, place: str = "") -> str:
+    """The first key of a tree that is not a number; empty: none."""
+    if isinstance(tree, float) and math.isnan(tree):
+        return place
+    inner = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
+    return next((found for key, value in inner if (found := _nan_in(value, f"{place}.{key}".lstrip(".")))), "")
 
 
 def convert(tree: Any, kind: type[T], *, where: str) -> T:

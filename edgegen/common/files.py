@@ -72,6 +72,8 @@ def replacing(path: Path) -> Iterator[Path]:
     """Give a temporary path to write; on success flush it and rename it onto `path`, else remove it."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with disk_errors(path):
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "is a folder, and a file has to be there", str(path))
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield temporary
@@ -99,6 +101,20 @@ def filling(folder: Path) -> Iterator[Path]:
         sync_folder(folder.parent)
 
 
+def require_place(out: Path, *, mark: str, what: str) -> None:
+    """Refuse, before any work, a place that `building` would not replace.
+
+    Raises:
+        ConfigError: `out` holds something else, or names no folder of its own.
+    """
+    if out.name in ("", ".."):
+        raise ConfigError(f"{out}: names no folder to make", hint="Give the result a folder of its own with --out.")
+    with disk_errors(out):
+        other = out.exists() and not (out / mark).is_file() and (not out.is_dir() or any(out.iterdir()))
+    if other:
+        raise ConfigError(f"{out}: exists and is no {what}", hint="Choose another folder with --out.")
+
+
 @contextlib.contextmanager
 def building(out: Path, *, mark: str, what: str) -> Iterator[Path]:
     """A folder to fill that takes `out`'s place when the block ends, and is gone if it fails; what was there goes last.
@@ -108,11 +124,10 @@ def building(out: Path, *, mark: str, what: str) -> Iterator[Path]:
         what: the kind, for the message.
 
     Raises:
-        ConfigError: `out` holds something else.
+        ConfigError: see `require_place`.
         DeviceError: no space on the disk.
     """
-    if out.exists() and not (out / mark).is_file() and (not out.is_dir() or any(out.iterdir())):
-        raise ConfigError(f"{out}: exists and is no {what}", hint="Choose another folder with --out.")
+    require_place(out, mark=mark, what=what)
     place = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     old = out.with_name(f".{out.name}.{os.getpid()}.old")
     with disk_errors(out):

@@ -66,8 +66,18 @@ def close_enrolment(tx: Transaction, now_s: float, who: str, *, group: str) -> i
     """End all enrolment tokens of a group that could still be used, as after one got about; how many there were.
 
     Devices that have enrolled keep their credentials.
+
+    Raises:
+        ConfigError: nothing was ever let into such a group.
     """
     require_name(group, what="group")
+    if not tx.rows(
+        "SELECT grp FROM enrolment_tokens WHERE grp = ? UNION ALL SELECT grp FROM devices WHERE grp = ? LIMIT 1",
+        *(group, group),
+    ):
+        raise ConfigError(
+            f"group {group!r} has neither devices nor enrolment tokens", hint="See `edgegen fleet devices`."
+        )
     ended = tx.run(
         "UPDATE enrolment_tokens SET uses_left = 0 WHERE grp = ? AND uses_left > 0 AND expires_s >= ?", group, now_s
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from edgegen.common.codec import did_you_mean
 from edgegen.errors import ConfigError
 from edgegen.fleet.actions import DECLINED, add_action, cancel_actions, end_actions, renew_action
 from edgegen.fleet.audit import ENGINE, note
@@ -118,6 +119,25 @@ def forget_device(tx: Transaction, now_s: float, who: str, *, device: str) -> No
     note(tx, now_s, who, "forgotten", f"device:{device}", f"its updates are kept as {former}")
 
 
+def require_group(tx: Transaction, group: str) -> None:
+    """
+    Raises:
+        ConfigError: no device is in such a group; the hint names the nearest.
+    """
+    if not tx.rows("SELECT device FROM devices WHERE grp = ? LIMIT 1", group):
+        groups = [row["grp"] for row in tx.rows("SELECT DISTINCT grp FROM devices")]
+        hint = did_you_mean(group, groups) if groups else "No device has enrolled yet."
+        raise ConfigError(f"there is no group {group[:64]!r} with devices", hint=hint)
+
+
+def require_device(tx: Transaction, device: str) -> None:
+    """
+    Raises:
+        ConfigError: there is no such device.
+    """
+    _device(tx, device)
+
+
 def _device(tx: Transaction, device: str) -> Row:
     rows = tx.rows("SELECT * FROM devices WHERE device = ?", device)
     if not rows:
@@ -126,7 +146,7 @@ def _device(tx: Transaction, device: str) -> Row:
 
 
 def _unknown(device: str) -> ConfigError:
-    return ConfigError(f"there is no device {device!r}", hint="See `edgegen fleet devices`.")
+    return ConfigError(f"there is no device {device[:64]!r}", hint="See `edgegen fleet devices`.")
 
 
 def _runs(tx: Transaction, device: str) -> str:

@@ -13,6 +13,7 @@ from collections.abc import Iterable
 
 import msgspec
 
+from edgegen.fleet.members import require_group
 from edgegen.fleet.release import find_release
 from edgegen.fleet.transaction import Row, Transaction, Value
 from edgegen.records.bundle import Manifest
@@ -38,7 +39,7 @@ def read_observations(tx: Transaction, now_s: float, asked: AskObservations) -> 
     """Medians of each device with each release that it answered with."""
     until_s = now_s if asked.until_s is None else asked.until_s
     since_s = until_s - max(0.0, asked.window_s)
-    group, arguments = _of_group(asked.group)
+    group, arguments = _of_group(tx, asked.group)
     rows = tx.rows(
         "SELECT * FROM (SELECT generations.device, served.release, served.runtime, devices.attributes, at_s, threads, "
         "answer_tokens, prompt_tokens, tokens_per_s, ttft_s, peak_rss_bytes, throttled, ROW_NUMBER() OVER "
@@ -75,7 +76,7 @@ def read_missing(tx: Transaction, now_s: float, asked: AskMissing) -> Missing:
         ConfigError: no such release.
     """
     until_s = now_s if asked.until_s is None else asked.until_s
-    group, arguments = _of_group(asked.group)
+    group, arguments = _of_group(tx, asked.group)
     window = (until_s - max(0.0, asked.window_s), until_s)
     if asked.release:
         digest = find_release(tx, asked.release)
@@ -172,7 +173,9 @@ def _lineage(manifest: Manifest) -> str:
     return manifest.provenance.lineage if manifest.provenance else ""
 
 
-def _of_group(group: str) -> tuple[str, tuple[Value, ...]]:
+def _of_group(tx: Transaction, group: str) -> tuple[str, tuple[Value, ...]]:
+    if group:
+        require_group(tx, group)
     return (" AND devices.grp = ?", (group,)) if group else ("", ())
 
 

@@ -13,11 +13,11 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import Any, Protocol
-from urllib.parse import urlsplit
 
 import msgspec
 
 from edgegen.common.host import user_name
+from edgegen.common.urls import SCHEMES, require_url
 from edgegen.errors import ConfigError, DeviceError, NetworkError
 from edgegen.fleet.database import Database
 from edgegen.fleet.operations import operation
@@ -80,10 +80,7 @@ class RemoteFleet:
             )
         if not token.isprintable():
             raise ConfigError(f"{TOKEN_VARIABLE}: holds a line break or another control character")
-        try:
-            urlsplit(url)
-        except ValueError as error:
-            raise ConfigError(f"{url}: no URL: {error}", hint="Like https://fleet.example.") from error
+        require_url(url)
         self._url, self._token = url.rstrip("/"), token
 
     def do(self, name: str, asked: Record) -> Any:
@@ -109,12 +106,14 @@ def open_fleet(where: str, store: str | None = None) -> Fleet:
     Raises:
         ConfigError: no such folder, no token for the URL, or a URL and a database.
     """
-    if where.startswith(("http://", "https://")):
+    if where.startswith(SCHEMES):
         if store is not None:
             raise ConfigError("--store goes with a site's folder, not with a URL", hint="Leave it out.")
         return RemoteFleet(where, os.environ.get(TOKEN_VARIABLE, ""))
     if "://" in where:
         raise ConfigError(f"{where}: a server's URL begins with https:// or http://", hint="Or name a site's folder.")
+    if not where:
+        raise ConfigError("no fleet is named", hint="Name a site's folder, or a server's URL.")
     site = open_site(Path(where), store)
     return LocalFleet(site.store, site.folder)
 

@@ -6,8 +6,8 @@ import ipaddress
 import socket
 import ssl
 from collections.abc import Callable
-from urllib.parse import urlsplit
 
+from edgegen.common.urls import require_url
 from edgegen.errors import ConfigError, NetworkError
 from edgegen.fleet.database import Database
 from edgegen.fleet.site import Site
@@ -57,8 +57,8 @@ def serve(
         raise ConfigError(f"--port {port} is no port", hint="0 takes a free one; others go to 65535.")
     if not 0 < poll_s <= _LONGEST_POLL_S:  # NaN is not
         raise ConfigError(f"--poll {poll_s:g}: seconds above 0, up to a day")
-    if public_url is not None and not _is_url(public_url):
-        raise ConfigError(f"--public-url {public_url!r} is no URL", hint="Like https://fleet.example.")
+    if public_url is not None:
+        require_url(public_url, what="--public-url")
     if certificate and key:
         try:
             ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(certificate, key)
@@ -98,16 +98,10 @@ def _listen(host: str, port: int) -> socket.socket:
         listener.listen(2048)
     except OSError as error:
         listener.close()
-        raise NetworkError(f"{host}:{port}: {error.strerror or error}", hint="Choose another with --port.") from error
+        raise NetworkError(
+            f"{host}:{port}: {error.strerror or error}", hint="Choose others with --host and --port."
+        ) from error
     return listener
-
-
-def _is_url(text: str) -> bool:
-    try:
-        parts = urlsplit(text)
-        return parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0 and " " not in text
-    except ValueError:
-        return False
 
 
 def _is_local(host: str) -> bool:

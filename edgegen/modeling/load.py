@@ -48,6 +48,8 @@ def find_model(source: str, *, revision: str = "") -> ModelRef:
         ConfigError: neither a folder with a config.json nor a known hub id.
         NetworkError: the hub cannot be reached.
     """
+    if not source.strip():
+        raise ConfigError("no model is named", hint="Give a folder that save_pretrained wrote, or a hub id.")
     folder = Path(source).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").exists():

@@ -64,7 +64,7 @@ def load_keymap(path: Path | None = None) -> dict[str, str]:
     path = path or user_folder() / KEYS_FILE
     if not explicit and not path.is_file():
         return {}
-    changed = load_toml(path, KeyFile).keys
+    changed = load_toml(path, KeyFile, may_be_empty=True).keys
     for name, keys in changed.items():
         if name not in _KNOWN:
             raise ConfigError(f"{path}: there is no key named {name[:40]!r}", hint=did_you_mean(name, sorted(_KNOWN)))

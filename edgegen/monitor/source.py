@@ -77,8 +77,8 @@ class OperationSource:
         """
         self._where, self._store = where, store
         self._fleet: Fleet | None = None
-        if where.startswith(("http://", "https://")):
-            self._fleet = open_fleet(where)
+        if "://" in where:
+            self._fleet = open_fleet(where, store)
         else:
             open_site(Path(where), store)
 

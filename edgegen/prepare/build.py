@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime
 import hashlib
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import msgspec
 import numpy as np
 
 from edgegen.common.codec import digest_record, save_json
-from edgegen.common.files import building, digest_bytes
+from edgegen.common.files import building, digest_bytes, require_place
 from edgegen.common.host import user_name
 from edgegen.errors import ConfigError
 from edgegen.prepare.bias import BiasReport, Membership, balance_weights, check_bias
@@ -59,6 +60,7 @@ def build_dataset(recipe: Recipe, out: Path, *, told: Told | None = None) -> Bui
         DeviceError: the disk is full.
     """
     _require(recipe)
+    require_place(out, mark=DATASET_FILE, what="data set")
     tell = told or (lambda step, done, steps: None)
     done: list[StepDone] = []
 
@@ -137,13 +139,20 @@ def _require(recipe: Recipe) -> None:
     if not recipe.source:
         raise ConfigError("no source to build from", hint="Name files, folders or hub ids.")
     sizes = recipe.split
-    if sizes.validation < 0 or sizes.test < 0 or sizes.validation + sizes.test >= 0.9:
+    if not (sizes.validation >= 0 and sizes.test >= 0 and sizes.validation + sizes.test < 0.9):
         raise ConfigError("split: validation and test must be 0 or more, and together below 0.9")
+    if recipe.max_rows < 1:
+        raise ConfigError(f"max_rows must be at least 1, not {recipe.max_rows}")
+    clean = recipe.clean
+    if clean.min_characters < 0 or clean.max_characters < max(1, clean.min_characters):
+        raise ConfigError(
+            f"clean: no row has at least {clean.min_characters} and at most {clean.max_characters} characters"
+        )
     near = recipe.duplicates.near
     if near is not None and not 0.2 <= near <= 1:
         raise ConfigError(f"duplicates.near: {near} does not lie between 0.2 and 1")
-    if not recipe.balance.limit >= 1:
-        raise ConfigError(f"balance.limit: {recipe.balance.limit} is below 1")
+    if not 1 <= recipe.balance.limit < math.inf:
+        raise ConfigError(f"balance.limit: {recipe.balance.limit} is no number of at least 1")
     if recipe.decontaminate.words < 3:
         raise ConfigError("decontaminate.words must be at least 3: shorter runs are everywhere")
 

@@ -43,6 +43,7 @@ def read_examples(source: str, *, max_rows: int = 50_000) -> list[Example]:
         ConfigError: no such file, invalid UTF-8, an unknown format, or rows without usable columns.
         NetworkError: a hub id while the hub cannot be reached.
     """
+    _require_named(source)
     path = Path(source).expanduser()
     if path.is_dir():
         files = sorted(p for p in path.rglob("*") if p.suffix.lower() in (*_READERS, *_PLAIN) and p.is_file())
@@ -56,6 +57,11 @@ def read_examples(source: str, *, max_rows: int = 50_000) -> list[Example]:
     else:
         raise ConfigError(f"{source}: no such data file", hint=_formats())
     return rows[:max_rows]
+
+
+def _require_named(source: str) -> None:
+    if not source.strip():
+        raise ConfigError("the name of a data source is empty", hint=_formats())
 
 
 class Numbered(NamedTuple):
@@ -75,6 +81,7 @@ def read_numbered(source: str, *, max_rows: int) -> Iterator[Numbered]:
     Raises:
         ConfigError, NetworkError: as `read_examples`.
     """
+    _require_named(source)
     path = Path(source).expanduser()
     if path.is_dir():
         files = sorted(p for p in path.rglob("*") if p.suffix.lower() in (*_READERS, *_PLAIN) and p.is_file())

@@ -19,6 +19,7 @@ from typing import Any
 
 from edgegen.common.codec import read_bytes
 from edgegen.common.files import digest_bytes
+from edgegen.common.urls import require_url
 from edgegen.errors import ConfigError, DeviceError
 from edgegen.push.places import Places, find_places
 from edgegen.push.ssh import Remote
@@ -99,12 +100,11 @@ def set_up_device(
         say: called with each step's words.
 
     Raises:
-        ConfigError: an unknown runtime, or a file that is not there.
+        ConfigError: an unknown runtime, no URL or port, or a file that is not there.
         NetworkError: the device is not reached.
         DeviceError: it has no Python 3.11 with venv, or a step failed.
     """
-    if wanted.runtime and wanted.runtime not in RUNTIMES:
-        raise ConfigError(f"--runtime {wanted.runtime!r} is not known", hint="Known: " + ", ".join(RUNTIMES) + ".")
+    _require(wanted)
     trusted = read_bytes(wanted.root) if wanted.root else None
     wheel = read_bytes(wanted.wheel) if wanted.wheel else None
     remote = Remote(address)
@@ -132,6 +132,22 @@ def set_up_device(
     return outcome
 
 
+def _require(wanted: Setup) -> None:
+    """
+    Raises:
+        ConfigError: a wish that no device could be given.
+    """
+    if wanted.runtime and wanted.runtime not in RUNTIMES:
+        raise ConfigError(f"--runtime {wanted.runtime!r} is not known", hint="Known: " + ", ".join(RUNTIMES) + ".")
+    for name, url in (("--fleet", wanted.fleet), ("--repository", wanted.repository)):
+        if url:
+            require_url(url, what=name)
+    if wanted.serve_port is not None and not 0 <= wanted.serve_port <= 65535:
+        raise ConfigError(f"--port {wanted.serve_port} is no port", hint="0 takes a free one; others go to 65535.")
+    if wanted.wheelhouse is not None and not any(wanted.wheelhouse.glob("*.whl")):
+        raise ConfigError(f"{wanted.wheelhouse}: no wheels in it")
+
+
 def _make_venv(remote: Remote, places: Places) -> bool:
     python = f"{places.venv}/bin/python"
     if remote.ask(f"{shlex.quote(python)} -c 'import pip, sys; sys.exit(sys.version_info < (3, 11))'").code == 0:
@@ -154,10 +170,7 @@ def _install(remote: Remote, places: Places, wanted: Setup, wheel: bytes | None,
     extra = f"[{wanted.runtime}]" if wanted.runtime else ""
     options = ""
     if wanted.wheelhouse is not None:
-        wheels = sorted(wanted.wheelhouse.glob("*.whl"))
-        if not wheels:
-            raise ConfigError(f"{wanted.wheelhouse}: no wheels in it")
-        for path in wheels:
+        for path in sorted(wanted.wheelhouse.glob("*.whl")):
             remote.put(f"{places.folder}/wheels/{path.name}", path.read_bytes())
         options = f"--no-index --find-links {shlex.quote(places.folder + '/wheels')} "
     if wheel is not None and wanted.wheel is not None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from edgegen.records.base import Record
 
+KINDS = ("data", "model", "plan", "artifact", "release")
+
 
 class Entry(Record, frozen=True):
     """One data set, model, plan, artifact, evaluation or release."""

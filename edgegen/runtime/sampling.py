@@ -120,6 +120,7 @@ def _check(sampling: Sampling) -> None:
         "top_p": (0 < sampling.top_p <= 1, "above 0 and at most 1"),
         "min_p": (0 <= sampling.min_p <= 1, "from 0 to 1"),
         "repetition_penalty": (0.01 <= sampling.repetition_penalty <= 100, "from 0.01 to 100"),
+        "seed": (sampling.seed is None or sampling.seed >= 0, "0 or more"),
     }
     for name, (holds, words) in rules.items():
         if not holds:  # NaN holds nowhere

@@ -10,23 +10,27 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from edgegen import __version__
 from edgegen.common.codec import digest_record, load_json, load_toml, save_json
 from edgegen.common.files import digest_file
-from edgegen.errors import ConfigError, VerificationError
+from edgegen.errors import ConfigError, UnsupportedError, VerificationError
 from edgegen.records.artifact import Artifact
 from edgegen.records.base import Record
 from edgegen.records.bundle import Bundle
-from edgegen.records.chain import CHAIN_FILE, Chain, ChainState, StepState
+from edgegen.records.chain import CHAIN_FILE, Chain, ChainState, Course, Learn, Pack, Shrink, StepState, Teach
 from edgegen.records.dataset import DATASET_FILE
 from edgegen.records.plan import Plan
 from edgegen.records.recipe import Source
 from edgegen.records.training import TRAINING_FILE, Training
 
+if TYPE_CHECKING:
+    from edgegen.sdk.tuning import Course as CourseArguments
+
+_DISTILLING = ("loss", "alpha", "temperature", "labels", "top", "on_policy")
 Told = Callable[[str, int, int, str], None]
 """(step, done, of, words)."""
 
@@ -93,12 +97,77 @@ def run_chain(chain: Chain, *, told: Told | None = None) -> ChainState:
         ConfigError: what a step refuses, or a gate that is not passed.
         InfeasibleError, VerificationError, and whatever else a step raises; the steps before stay done.
     """
+    require_steps(chain)
     return _Run(chain, told or (lambda step, done, of, words: None)).all()
 
 
 def dry_run(chain: Chain) -> tuple[Step, ...]:
-    """What `run_chain` would do; nothing is written."""
+    """What `run_chain` would do; nothing is written.
+
+    Raises:
+        ConfigError, UnsupportedError: what a step would refuse of its settings.
+    """
+    require_steps(chain)
     return _Run(chain, lambda step, done, of, words: None).planned()
+
+
+def require_steps(chain: Chain) -> None:
+    """Look at every step's settings before the first begins, so that the last is not refused after hours.
+
+    Raises:
+        ConfigError, UnsupportedError: a step would refuse its settings; the message names its section.
+    """
+    checks: tuple[tuple[str, Any, Callable[[Any], None]], ...] = (
+        ("teacher", chain.teacher, _check_teacher),
+        ("student", chain.student, _check_student),
+        ("compress", chain.compress, _check_compress),
+        ("pack", chain.pack, _check_pack),
+    )
+    for section, settings, check in checks:
+        if settings is None:
+            continue
+        try:
+            check(settings)
+        except (ConfigError, UnsupportedError) as error:
+            raise type(error)(f"[{section}]: {error}", hint=error.hint) from error
+    for name, limit in msgspec.structs.asdict(chain.gates).items():
+        if limit is not None and not limit > 0:
+            raise ConfigError(f"[gates]: {name} must be above 0, not {limit:g}")
+
+
+def _check_teacher(wanted: Teach) -> None:
+    from edgegen.sdk.tuning import require_course
+    from edgegen.tune.adapters import Adapter, require_adapter, require_method
+
+    require_method(wanted.method)
+    require_adapter(Adapter(rank=wanted.rank, alpha=wanted.alpha, dropout=wanted.dropout))
+    require_course(_course(wanted))
+
+
+def _check_student(wanted: Learn) -> None:
+    from edgegen.sdk.tuning import require_course
+    from edgegen.tune.distill import Distilling, require_distilling
+
+    require_distilling(Distilling(**{name: getattr(wanted, name) for name in _DISTILLING}))
+    require_course(_course(wanted))
+
+
+def _check_compress(wanted: Shrink) -> None:
+    from edgegen.sdk.wishes import resolve
+
+    said = msgspec.to_builtins(wanted)
+    resolve(said.pop("profile"), (said.pop("target"),), said)
+
+
+def _check_pack(wanted: Pack) -> None:
+    from edgegen.bundle.keys import load_settings
+
+    if wanted.keys:
+        load_settings(Path(wanted.keys))
+
+
+def _course(wanted: Teach | Learn) -> CourseArguments:
+    return {name: getattr(wanted, name) for name in Course.__struct_fields__}  # type: ignore[return-value]
 
 
 class _Run:
@@ -238,7 +307,7 @@ class _Run:
         from edgegen.tune.distill import Distilling
 
         said = msgspec.to_builtins(self._chain.student)
-        how = {name: said.pop(name) for name in ("loss", "alpha", "temperature", "labels", "top", "on_policy")}
+        how = {name: said.pop(name) for name in _DISTILLING}
         training = distill(
             self._model,
             data=self._data,

@@ -88,6 +88,8 @@ class Chat:
         """
         if max_tokens < 1:
             raise ConfigError(f"max_tokens must be 1 or more, not {max_tokens}", hint="Leave it out for 256.")
+        if not all(stop):
+            raise ConfigError("stop: an empty text ends nothing", hint="Leave it out.")
         started = time.perf_counter()
         ids, forgotten = self._ids(prompt, max_tokens)
         made = self._session.generate(ids, max_tokens=max_tokens, stop_ids=self.artifact.eos_ids, sampling=sampling)

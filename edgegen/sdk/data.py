@@ -40,7 +40,7 @@ def load_recipe(recipe: Recipe | str | None) -> Recipe:
     """A recipe; a file's relative paths are its folder's.
 
     Raises:
-        ConfigError: no such file, or an unknown key.
+        ConfigError: no such file, nothing in it, or an unknown key.
     """
     if recipe is None:
         return Recipe()

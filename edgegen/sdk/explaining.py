@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from edgegen.common.codec import save_json
-from edgegen.common.files import building
+from edgegen.common.files import building, require_place
 from edgegen.errors import ConfigError, UnsupportedError
 from edgegen.evaluate.explain import METHODS, explain_side, greedy_answer, rank_agreement, words_of
 from edgegen.evaluate.heatmap import PICTURE, draw_explanation
@@ -52,6 +52,9 @@ def explain(
             raise ConfigError(f"--method {method!r} is unknown", hint="Known: " + ", ".join(METHODS) + ".")
     if max_tokens < 1:
         raise ConfigError(f"--max-tokens must be at least 1, not {max_tokens}")
+    place = None if out is None else Path(out).expanduser()
+    if place is not None:
+        require_place(place, mark=EXPLANATION_FILE, what="explanation")
     spans = words_of(prompt)
     asked = {word.casefold(): put for word, put in (replacements or {}).items()}
     notes: list[str] = []
@@ -105,8 +108,8 @@ def explain(
         agreement=_agreement(sides),
         notes=tuple(notes),
     )
-    if out is not None:
-        with building(Path(out).expanduser(), mark=EXPLANATION_FILE, what="explanation") as folder:
+    if place is not None:
+        with building(place, mark=EXPLANATION_FILE, what="explanation") as folder:
             save_json(folder / EXPLANATION_FILE, explanation)
             draw_explanation(explanation, folder / PICTURE)
     return explanation

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
 
 from edgegen.common.codec import save_json
-from edgegen.common.files import building, write_bytes
+from edgegen.common.files import building, require_place, write_bytes
 from edgegen.errors import ConfigError
 from edgegen.evaluate.fairness import fairness, read_fairness
 from edgegen.evaluate.gates import judge, load_gates
@@ -113,10 +114,9 @@ def evaluate(
             `passed`.
     """
     chosen = dict.fromkeys((*suites, *(["tasks"] if tasks else []), *(["fairness"] if fairness_files else [])))
-    _check(list(chosen), data, fairness_files, tasks, limit, wanted)
-    if out is not None and (place := Path(out).expanduser()).exists() and not (place / EVALUATION_FILE).is_file():
-        with building(place, mark=EVALUATION_FILE, what="evaluation"):
-            pass  # refuses a folder of something else before any work
+    _check(list(chosen), data, fairness_files, tasks, limit, wanted, shots)
+    if out is not None:
+        require_place(Path(out).expanduser(), mark=EVALUATION_FILE, what="evaluation")
     limits = load_gates(gates) if isinstance(gates, str) else gates
     pairs = read_fairness(fairness_files, limit=limit) if fairness_files else None
     rows: tuple[Example, ...] = ()
@@ -195,6 +195,7 @@ def _check(
     tasks: Sequence[str],
     limit: int | None,
     wanted: Wanted,
+    shots: int | None,
 ) -> None:
     for name in suites:
         if name not in SUITES:
@@ -218,8 +219,10 @@ def _check(
         ("--temperature", wanted.temperature, 0),
         ("--seed", wanted.seed, 0),
     ):
-        if not value >= least:
+        if not least <= value < math.inf:
             raise ConfigError(f"{name} must be at least {least}, not {value}")
+    if shots is not None and shots < 0:
+        raise ConfigError(f"--shots must be 0 or more, not {shots}")
 
 
 def _prompts(source: str, limit: int | None) -> tuple[Example, ...]:

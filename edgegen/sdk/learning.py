@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -43,8 +44,10 @@ def learn(
         UnsupportedError: scipy is missing, or a target that the profile's processor has no kernel costs for.
         NetworkError: the server does not answer.
     """
-    if not days > 0:
-        raise ConfigError(f"--days {days:g}: must be above 0")
+    if not 0 < days < math.inf:
+        raise ConfigError(f"--days must be a number above 0, not {days:g}")
+    if min_reports < 1:
+        raise ConfigError(f"--min-reports must be at least 1, not {min_reports}")
     known = load_profile(profile)
     targets = {name: load_target(name) for name in known.targets}
     found: Observations = open_fleet(where, store).do(

@@ -55,6 +55,8 @@ def try_prompts(
     """
     path = Path(prompts).expanduser()
     candidates = load_prompts(path)
+    if limit is not None and limit < 1:
+        raise ConfigError(f"--limit must be at least 1, not {limit}")
     rows = few_rows(data)[:limit]
     if max_tokens < 1:
         raise ConfigError(f"--max-tokens must be at least 1, not {max_tokens}")
@@ -101,7 +103,7 @@ def use_prompt(name: str, *, prompts: str | Path, model: str, out: str | Path, d
     if name not in candidates:
         raise ConfigError(f"{path}: has no prompt {name!r}", hint="It has " + ", ".join(sorted(candidates)) + ".")
     prompt = candidates[name]
-    shown = [row for row in few_rows(data) if row.completion] if prompt.shots and data else []
+    shown = [row for row in few_rows(data) if row.completion] if data else []
     if len(shown) < prompt.shots:
         raise ConfigError(f"prompt {name!r} shows {prompt.shots} examples", hint="Name where they are with --data.")
     folder = Path(model).expanduser()
@@ -141,10 +143,13 @@ def read_history(prompts: str | Path) -> list[PromptTrial | PromptUsed]:
     """Everything that was tried and used, oldest first; none if nothing was.
 
     Raises:
-        ConfigError: a history that was altered.
+        ConfigError: no such prompts, or a history that was altered.
     """
-    path = history_file(Path(prompts).expanduser())
+    source = Path(prompts).expanduser()
+    path = history_file(source)
     if not path.is_file():
+        if not source.is_file():
+            raise ConfigError(f"{source}: no such file", hint="Name the file of prompts.")
         return []
     found: list[PromptTrial | PromptUsed] = []
     for number, line in enumerate(path.read_bytes().splitlines(), 1):

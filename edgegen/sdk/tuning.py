@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
+
+import msgspec
 
 from edgegen.common.codec import load_toml
 from edgegen.errors import ConfigError, UnsupportedError
@@ -14,8 +17,8 @@ from edgegen.records.task import SyntheticReport, Task
 from edgegen.records.training import Training
 from edgegen.sdk.subject import CheckedModel
 from edgegen.training.batches import encode, steps_for
-from edgegen.training.options import Options
-from edgegen.tune.adapters import Adapter, require_method
+from edgegen.training.options import Options, require_options
+from edgegen.tune.adapters import Adapter, require_adapter, require_method, require_room
 from edgegen.tune.distill import Distilling, require_distilling
 from edgegen.tune.distill import distill as run_distill
 from edgegen.tune.fewshot import teach_few
@@ -26,7 +29,7 @@ from edgegen.tune.student import parse_student
 
 Told = Callable[[int, int, str], None]
 """(steps done, steps, words)."""
-_EPOCHS, _BATCH = 3.0, 16
+_EPOCHS, _BATCH, _LONGEST = 3.0, 16, 512
 
 
 class Course(TypedDict, total=False):
@@ -109,7 +112,10 @@ def finetune(
         ConfigError, UnsupportedError, DeviceError, NetworkError: see `edgegen.errors`.
     """
     require_method(method)
+    require_adapter(adapter)
     learner, found = Learner(model), learning_data(data)
+    width, context_tokens = learner.summary.hidden_size, learner.summary.context_tokens
+    require_room(method, adapter, width=width, context_tokens=context_tokens)
     rate = {"full": 5e-5, "prompt-tuning": 1e-2}.get(method, 2e-4)
     return run_finetune(
         learner.ref,
@@ -202,10 +208,7 @@ def distill_few(
     wanted = load_toml(Path(task).expanduser(), Task) if isinstance(task, str) else task
     master, found = Learner(teacher), learning_data(data)
     learner, pupil = _pupil(student, master)
-    if course.get("steps") is None:
-        examples = min(few, len(found.train)) + wanted.synthetic
-        epochs, batch = course.get("epochs", _EPOCHS), course.get("batch", _BATCH)
-        course["steps"] = max(1, round(epochs * examples / max(1, batch)))
+    examples = min(few, len(found.train)) + wanted.synthetic
     return teach_few(
         master.ref,
         master.tokenizer,
@@ -214,7 +217,7 @@ def distill_few(
         wanted,
         teacher_parameters=master.summary.parameters,
         few=few,
-        options=make_options(learner, found, course, rate=1e-4 if pupil.ref else 1e-3),
+        options=make_options(learner, found, course, rate=1e-4 if pupil.ref else 1e-3, examples=examples),
         out=Path(out).expanduser(),
         progress=told,
     )
@@ -228,28 +231,48 @@ def _pupil(student: str, master: Learner) -> tuple[Learner, Pupil]:
     return learner, Pupil(ref, shape, learner.tokenizer, learner.summary.parameters)
 
 
-def make_options(learner: Learner, data: Data, course: Course, *, rate: float) -> Options:
+def make_options(learner: Learner, data: Data, course: Course, *, rate: float, examples: int | None = None) -> Options:
     """Options of a run, with the steps that the epochs take.
 
     Args:
         rate: where the course names none.
+        examples: of an epoch, where they are not just the data's training rows.
 
     Raises:
         ConfigError: a number out of range, or data without a token to learn from.
     """
+    wanted, epochs = require_course(course, rate=rate, context_tokens=learner.summary.context_tokens)
+    if course.get("steps") is not None:
+        return wanted
+    if examples is not None:
+        return msgspec.structs.replace(wanted, steps=max(1, round(epochs * examples / wanted.batch)))
+    items = encode(learner.tokenizer, data.train, max_tokens=wanted.max_tokens)
+    packed_tokens = wanted.max_tokens if wanted.packed else 0
+    steps = steps_for(items, rows=wanted.batch, epochs=epochs, packed_tokens=packed_tokens)
+    return msgspec.structs.replace(wanted, steps=steps)
+
+
+def require_course(course: Course, *, rate: float = 1e-4, context_tokens: int = _LONGEST) -> tuple[Options, float]:
+    """A course as options, with one step where it names none, and its epochs.
+
+    Args:
+        rate: where the course names none.
+        context_tokens: that the model has.
+
+    Raises:
+        ConfigError: a number out of range.
+    """
     said: dict[str, Any] = dict(course)
     epochs, steps = said.pop("epochs", _EPOCHS), said.pop("steps", None)
-    batch = said.pop("batch", _BATCH)
-    chosen = said.pop("rate", None)
-    rate = rate if chosen is None else chosen
-    longest = said.pop("max_tokens", None)
-    length = min(512 if longest is None else longest, learner.summary.context_tokens)
-    for name, value in (("--batch", batch), ("--epochs", epochs), ("--rate", rate), ("--max-tokens", length)):
-        if not value > 0:
-            raise ConfigError(f"{name} must be above 0, not {value}")
-    if steps is not None and steps < 1:
-        raise ConfigError(f"--steps must be at least 1, not {steps}")
-    if steps is None:
-        items = encode(learner.tokenizer, data.train, max_tokens=length)
-        steps = steps_for(items, rows=batch, epochs=epochs, packed_tokens=length if said.get("packed") else 0)
-    return Options(steps=steps, batch=batch, rate=rate, max_tokens=length, **said)
+    chosen, longest = said.pop("rate", None), said.pop("max_tokens", None)
+    options = Options(
+        steps=1 if steps is None else steps,
+        batch=said.pop("batch", _BATCH),
+        rate=rate if chosen is None else chosen,
+        max_tokens=min(_LONGEST if longest is None else longest, context_tokens),
+        **said,
+    )
+    require_options(options)
+    if not (math.isfinite(epochs) and epochs > 0):
+        raise ConfigError(f"--epochs must be a number above 0, not {epochs:g}")
+    return options, epochs

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
+from edgegen.errors import ConfigError
 from edgegen.records.base import Record
+
+_LARGEST = 2**63 - 1
 
 
 class Options(Record, frozen=True):
@@ -49,3 +54,29 @@ class Options(Record, frozen=True):
     def keep_every(self) -> int:
         """Steps between checkpoints."""
         return self.save_every or self.look_every
+
+
+def require_options(options: Options) -> None:
+    """
+    Raises:
+        ConfigError: a number out of its range.
+    """
+    for name, count, least in (
+        ("--steps", options.steps, 1),
+        ("--batch", options.batch, 1),
+        ("--max-tokens", options.max_tokens, 1),
+        ("--micro-batch", options.micro_batch, 0),
+        ("--patience", options.patience, 0),
+        ("evaluate_every", options.evaluate_every, 0),
+        ("save_every", options.save_every, 0),
+    ):
+        if count < least:
+            raise ConfigError(f"{name} must be {f'at least {least}' if least else '0 or more'}, not {count}")
+        if count > _LARGEST:
+            raise ConfigError(f"{name} {count} is too large")
+    if not 0 <= options.seed <= _LARGEST:
+        raise ConfigError(f"--seed must lie between 0 and {_LARGEST}, not {options.seed}")
+    if not (math.isfinite(options.rate) and options.rate > 0):
+        raise ConfigError(f"--rate must be a number above 0, not {options.rate:g}")
+    if not (math.isfinite(options.max_seconds) and options.max_seconds >= 0):
+        raise ConfigError(f"--max-minutes must be 0 or more, not {options.max_seconds / 60:g}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from typing import Any, Literal
 
@@ -42,6 +43,37 @@ def require_method(method: str) -> None:
             raise UnsupportedError(
                 "qlora needs bitsandbytes, which is not installed", hint="pip install bitsandbytes"
             ) from error
+
+
+def require_adapter(adapter: Adapter) -> None:
+    """
+    Raises:
+        ConfigError: a size out of its range.
+    """
+    for name, count in (("--rank", adapter.rank), ("--virtual-tokens", adapter.virtual_tokens)):
+        if count < 1:
+            raise ConfigError(f"{name} must be at least 1, not {count}")
+    if not (math.isfinite(adapter.alpha) and adapter.alpha > 0):
+        raise ConfigError(f"--alpha must be a number above 0, not {adapter.alpha:g}")
+    if not 0 <= adapter.dropout < 1:
+        raise ConfigError(f"--dropout must be at least 0 and below 1, not {adapter.dropout:g}")
+
+
+def require_room(method: str, adapter: Adapter, *, width: int, context_tokens: int) -> None:
+    """
+    Args:
+        width: hidden size of the model.
+
+    Raises:
+        ConfigError: what is trained is larger than the model can use.
+    """
+    if method == "prompt-tuning":
+        if adapter.virtual_tokens >= context_tokens:
+            raise ConfigError(
+                f"--virtual-tokens {adapter.virtual_tokens} leaves no room in the model's {context_tokens} tokens"
+            )
+    elif method != "full" and adapter.rank > width:
+        raise ConfigError(f"--rank {adapter.rank} is above the model's hidden size of {width}")
 
 
 def with_trained_parts(model: Any, method: str, adapter: Adapter) -> Any:

@@ -10,6 +10,7 @@ compared: the teacher's own answers are learnt instead (sequence-level, Kim and 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -69,8 +70,8 @@ def require_distilling(how: Distilling) -> None:
     ):
         if not low <= value <= high:
             raise ConfigError(f"{name} must lie between {low:g} and {high:g}, not {value:g}")
-    if not how.temperature > 0:
-        raise ConfigError(f"--temperature must be above 0, not {how.temperature:g}")
+    if not (math.isfinite(how.temperature) and how.temperature > 0):
+        raise ConfigError(f"--temperature must be a number above 0, not {how.temperature:g}")
     if how.top < 0:
         raise ConfigError(f"--top must be 0 or more, not {how.top}")
     if how.top and how.on_policy:

@@ -14,6 +14,7 @@ import msgspec
 import torch
 
 from edgegen.common.codec import digest_record, load_json
+from edgegen.common.files import require_place
 from edgegen.modeling.load import open_model
 from edgegen.records.base import Record
 from edgegen.records.data import Example
@@ -162,7 +163,12 @@ def training_of(
 
 
 def finished(out: Path, identity: str) -> Training | None:
-    """The record of this very run, where it is done already."""
+    """The record of this very run, where it is done already.
+
+    Raises:
+        ConfigError: something else is at `out`, which the run would not replace.
+    """
+    require_place(out, mark=TRAINING_FILE, what="trained model")
     if not (out / TRAINING_FILE).is_file():
         return None
     found = load_json(out / TRAINING_FILE, Training)

@@ -17,6 +17,7 @@ from typing import Any
 
 import msgspec
 import torch
+from huggingface_hub.errors import StrictDataclassError
 
 from edgegen.errors import ConfigError, UnsupportedError
 from edgegen.modeling.load import model_class, quiet_transformers
@@ -66,6 +67,8 @@ def choose_shape(config: Any, fraction: float) -> Shape:
     limit = fraction * count_parameters(config, whole)
     found = []
     for shape in _shapes(whole, config.model_type in _WIDTH_FAMILIES):
+        if _refused(config, shape):
+            continue
         # Every layer is as large as the others, so two counts give all depths.
         one, two = (count_parameters(config, msgspec.structs.replace(shape, layers=n)) for n in (1, 2))
         for layers in range(1, whole.layers + 1):
@@ -125,20 +128,15 @@ def kept_layers(layers: int, wanted: int) -> list[int]:
     return [round(number * (layers - 1) / (wanted - 1)) for number in range(wanted)]
 
 
-def derive_student(teacher: Any, shape: Shape, items: Sequence[Item]) -> Any:
-    """A model of this shape with the teacher's weights.
-
-    Args:
-        teacher: in memory, float32.
-        items: some text, to see what is active.
+def require_shape(config: Any, shape: Shape) -> None:
+    """See that a student of this shape can be derived from a teacher of this configuration.
 
     Raises:
-        ConfigError: a size that is larger than the teacher's, or head counts that do not go together.
+        ConfigError: a size that is larger than the teacher's, or sizes that do not go together.
         UnsupportedError: another width, of a family whose matrices are arranged otherwise.
     """
-    config, whole = teacher.config, shape_of(teacher.config)
-    narrower = shape != msgspec.structs.replace(whole, layers=shape.layers)
-    if narrower and config.model_type not in _WIDTH_FAMILIES:
+    whole = shape_of(config)
+    if _is_narrower(shape, whole) and config.model_type not in _WIDTH_FAMILIES:
         raise UnsupportedError(
             f"a narrower student cannot be derived from a {config.model_type}",
             hint="Give fewer layers only, or a checkpoint as --student.",
@@ -154,6 +152,40 @@ def derive_student(teacher: Any, shape: Shape, items: Sequence[Item]) -> Any:
             f"{whole.heads} with {whole.kv_heads}",
             hint="Keep the ratio.",
         )
+    if refused := _refused(config, shape):
+        raise ConfigError(f"--student: {shape}: {refused}")
+
+
+def _is_narrower(shape: Shape, whole: Shape) -> bool:
+    return shape != msgspec.structs.replace(whole, layers=shape.layers)
+
+
+def _refused(config: Any, shape: Shape) -> str:
+    """Why the library refuses a configuration with these sizes, which it says only on writing; empty: it does not."""
+    validate = getattr(config_with(config, shape), "validate", None)
+    if validate is None:
+        return ""
+    try:
+        validate()
+    except StrictDataclassError as error:
+        return str(error.__cause__ or error)
+    return ""
+
+
+def derive_student(teacher: Any, shape: Shape, items: Sequence[Item]) -> Any:
+    """A model of this shape with the teacher's weights.
+
+    Args:
+        teacher: in memory, float32.
+        items: some text, to see what is active.
+
+    Raises:
+        ConfigError: a size that is larger than the teacher's, or head counts that do not go together.
+        UnsupportedError: another width, of a family whose matrices are arranged otherwise.
+    """
+    config, whole = teacher.config, shape_of(teacher.config)
+    require_shape(config, shape)
+    narrower = _is_narrower(shape, whole)
     with quiet_transformers():
         student = model_class(config.model_type).from_config(config_with(config, shape)).float()
     layers = kept_layers(whole.layers, shape.layers)
@@ -254,8 +286,11 @@ def parse_student(wish: str, config: Any) -> Shape | None:
     """`0.25x` or `layers=4,hidden=128,…` as a shape; None: it names a checkpoint.
 
     Raises:
-        ConfigError: a share that is none, an unknown size.
+        ConfigError: a share that is none, an unknown size, or see `require_shape`.
+        UnsupportedError: see there.
     """
+    if not wish.strip():
+        raise ConfigError("--student is empty", hint="Name a checkpoint, a share like 0.25x, or sizes like layers=4.")
     if re.fullmatch(r"[0-9.]+x", wish):
         try:
             share = float(wish[:-1])
@@ -276,4 +311,6 @@ def parse_student(wish: str, config: Any) -> Shape | None:
                 f"--student: {part!r} is no size", hint="Write it like layers=4,hidden=128,ffn=384,heads=4,kv=2."
             )
         changes[names[key.strip()]] = int(value)
-    return msgspec.structs.replace(whole, **changes)
+    shape = msgspec.structs.replace(whole, **changes)
+    require_shape(config, shape)
+    return shape

@@ -42,6 +42,25 @@ def place(made: Path, tmp_path: Path) -> Path:
     return shutil.copytree(made, tmp_path / "place")
 
 
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("--name", "../x"), "name: '../x'"),
+        (("--version", "one"), "version: 'one'"),
+        (("--epoch", "-1"), "epoch: -1"),
+        (("--out", "OTHER"), "exists and is no bundle"),
+    ],
+)
+def test_what_cannot_be_is_said_before_the_model_is_asked(
+    words: tuple[str, ...], says: str, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edgegen.bundle.pack.ask_artifact", lambda *_, **__: pytest.fail("work began"))
+    (tmp_path / "other").write_text("mine")
+    right = ("--out", tmp_path / "b", "--name", "calm", "--version", "1.0.0")
+    done = run_cli("pack", finished, *right, *(tmp_path / "other" if word == "OTHER" else word for word in words))
+    assert done.code == 2 and says in done.err and not done.out, done
+
+
 def test_a_bundle_names_everything_that_a_device_needs(made: Path, finished: Path) -> None:
     manifest, _ = read_manifest(made / "b1")
     paths = {file.path for file in manifest.files}

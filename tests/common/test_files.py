@@ -17,6 +17,7 @@ from edgegen.common.files import (
     remove_tree,
     replacing,
     require_free_bytes,
+    require_place,
     write_bytes,
     write_text,
 )
@@ -104,8 +105,22 @@ def test_a_file_in_the_way_of_a_folder(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="file"):
         write_text(tmp_path / "file" / "note.txt", "x")
     (tmp_path / "folder").mkdir()
-    with pytest.raises(ConfigError, match="folder"):
+    with pytest.raises(ConfigError, match="folder: is a folder, and a file has to be there"):
         write_text(tmp_path / "folder", "x")
+
+
+def test_a_place_that_holds_something_else_is_refused(tmp_path: Path) -> None:
+    require_place(tmp_path / "new", mark="mark.json", what="bundle")
+    require_place(tmp_path, mark="mark.json", what="bundle")  # it is empty
+    (tmp_path / "note.txt").write_text("mine")
+    for other in (tmp_path, tmp_path / "note.txt"):
+        with pytest.raises(ConfigError, match="exists and is no bundle"):
+            require_place(other, mark="mark.json", what="bundle")
+    for none in (".", "..", "/"):
+        with pytest.raises(ConfigError, match="names no folder to make"):
+            require_place(Path(none), mark="mark.json", what="bundle")
+    (tmp_path / "mark.json").touch()
+    require_place(tmp_path, mark="mark.json", what="bundle")
 
 
 def test_digests(tmp_path: Path) -> None:

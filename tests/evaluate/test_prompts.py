@@ -115,3 +115,8 @@ def test_wrong_prompts(chat_model: Path, few: Path, prompts: Path, tmp_path: Pat
     assert done.code == 2 and "no prompt 'none'" in done.err
     done = run_cli("prompt", "use", "shown", "--model", chat_model, "--prompts", prompts)
     assert done.code == 2 and "--data" in done.err
+    done = run_cli("prompt", "try", chat_model, "--prompts", prompts, "--data", few, "--limit", "0", "--quiet")
+    assert done.code == 2 and "--limit must be at least 1" in done.err
+    done = run_cli("prompt", "history", "--prompts", tmp_path / "nowhere.toml")
+    assert done.code == 2 and "no such file" in done.err
+    assert "nothing was tried" in run_cli("prompt", "history", "--prompts", path).out

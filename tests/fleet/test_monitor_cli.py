@@ -101,6 +101,8 @@ def test_long_fleets_are_cut_and_say_so(site: Path, reports: Reports) -> None:
         ("SITE", "--once", "--window", "0h"),
         ("SITE", "--once", "--window", "999d"),
         ("--mock", "-1", "--once"),
+        ("--mock", "0", "--once"),
+        ("--url", "nonsense", "--once"),
         ("/nowhere", "--once"),
         ("--url", "http://127.0.0.1:1", "--once"),
     ],
@@ -110,6 +112,11 @@ def test_wrong_words_are_one_line(site: Path, words: tuple[str, ...], monkeypatc
     monkeypatch.delenv("EDGEGEN_FLEET_TOKEN", raising=False)
     done = run_cli("monitor", *(site if word == "SITE" else word for word in words))
     assert done.code == 2 and done.err.startswith("edgegen: ") and "Traceback" not in done.err, done.err
+
+
+def test_what_to_give_instead_is_said() -> None:
+    assert "--mock must be at least 1, not 0" in run_cli("monitor", "--mock", "0").err
+    assert "begins with http:// or https://" in run_cli("monitor", "--url", "site").err
 
 
 def test_without_the_sketches_the_extra_is_named(site: Path, reports: Reports, monkeypatch: pytest.MonkeyPatch) -> None:

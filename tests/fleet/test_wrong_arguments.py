@@ -25,6 +25,18 @@ HUGE = "99999999999999999999"
         ("allow", "SITE", "nobody"),
         ("move", "SITE", "nobody", "attic"),
         ("close", "SITE", "../x"),
+        ("close", "SITE", "nowhere"),
+        ("rollouts", "SITE", "--group", "nowhere"),
+        ("audit", "SITE", "--subject", "nonsense"),
+        ("export", "SITE", "--out", "OUT", "--kind", ","),
+        ("export", "SITE", "--out", "OUT", "--since", "2999-01-01"),
+        ("export", "SITE", "--out", "."),
+        ("pull", "SITE", "--out", "OUT", "--limit", "0"),
+        ("pull", "SITE", "--out", "OUT", "--group", "nowhere"),
+        ("pull", "SITE", "--out", "OUT", "--device", "nobody"),
+        ("pull", "SITE", "--out", "OUT", "--release", "sha256:0"),
+        ("devices", ""),
+        ("devices", "http://"),
         ("operator", "SITE", "nobody", "--dismiss"),
         ("operator", "http://127.0.0.1:1", "alice"),
         ("devices", "ftp://127.0.0.1"),
@@ -47,9 +59,29 @@ def test_a_wrong_argument(words: tuple[str, ...], tmp_path: Path, monkeypatch: p
     (tmp_path / "site" / "repository").mkdir(parents=True)
     Database(str(tmp_path / "site" / "fleet.db")).close()
     (tmp_path / "empty").touch()
-    places = {"SITE": tmp_path / "site", "EMPTY": tmp_path / "empty"}
+    places = {"SITE": tmp_path / "site", "EMPTY": tmp_path / "empty", "OUT": tmp_path / "out"}
     done = run_cli("fleet", *(places.get(word, word) for word in words))
-    assert done.code == 2 and done.err.startswith("edgegen: "), done.err
+    assert done.code == 2 and done.err.startswith("edgegen: ") and not done.out, done
+    assert "no hard prompts" not in done.err and not places["OUT"].exists()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("SITE", "--profile", "raspberry-pi-5-8gb", "--min-reports", "0"),
+        ("SITE", "--profile", "raspberry-pi-5-8gb", "--days", "inf"),
+        ("SITE", "--profile", "raspberry-pi-5-8gb", "--group", "nowhere"),
+        ("--url", "nonsense", "--profile", "raspberry-pi-5-8gb"),
+        ("SITE", "--url", "http://x", "--profile", "raspberry-pi-5-8gb"),
+        ("SITE", "--vocabulary", "--reset"),
+    ],
+    ids=" ".join,
+)
+def test_a_wrong_argument_of_learn(words: tuple[str, ...], tmp_path: Path) -> None:
+    (tmp_path / "site" / "repository").mkdir(parents=True)
+    Database(str(tmp_path / "site" / "fleet.db")).close()
+    done = run_cli("learn", *(tmp_path / "site" if word == "SITE" else word for word in words))
+    assert done.code == 2 and done.err.startswith("edgegen: ") and "usable reports" not in done.err, done.err
 
 
 @pytest.mark.parametrize(

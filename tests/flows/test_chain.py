@@ -72,6 +72,12 @@ def test_what_would_be_done_is_shown_and_nothing_written(place: Path) -> None:
         (("rows.jsonl", "none.jsonl"), "no such data file"),
         (('"layers=1"', '"layers=7"'), "does not lie between 1 and the teacher's 2"),
         (('model = "base"', 'model = "nowhere"'), "no such folder"),
+        (("rate = 0.005", "rank = 0"), "[teacher]: --rank must be at least 1"),
+        (('"layers=1"', '"layers=1"\nloss = "x"'), "[student]: --loss 'x' is unknown"),
+        (('"raspberry-pi-5-8gb"', '"raspberry-pi-5-8g"'), "[compress]: no profile is called"),
+        (("max_kl = 10.0", "max_kl = -1.0"), "[compress]: budget max_kl"),
+        (('vocab = "keep"', '[pack]\nkeys = "nowhere"'), "[pack]: "),
+        (('vocab = "keep"', "[gates]\nmax_heldout_loss = 0.0"), "[gates]: max_heldout_loss"),
     ],
 )
 def test_mistakes_are_one_line(change: tuple[str, str], words: str, place: Path) -> None:
@@ -81,6 +87,13 @@ def test_mistakes_are_one_line(change: tuple[str, str], words: str, place: Path)
     (place / "pipeline.toml").write_text(text)
     done = run_cli("run", place / "pipeline.toml", "--quiet")
     assert done.code == 2 and words in done.err and "Traceback" not in done.err, done.err
+
+
+def test_the_last_step_is_looked_at_before_the_first_begins(place: Path) -> None:
+    (place / "pipeline.toml").write_text(_CHAIN.replace("max_kl = 10.0", "max_kl = -1.0"))
+    for more in ((), ("--dry-run",)):
+        assert run_cli("run", place / "pipeline.toml", "--quiet", *more).code == 2
+    assert not (place / "work").exists()
 
 
 def test_a_gate_stops_the_chain(place: Path) -> None:

@@ -274,3 +274,19 @@ def test_the_command(raw: Path, tmp_path: Path) -> None:
         assert refused.code == 2 and words in refused.err and "Traceback" not in refused.err, refused.err
     assert not (tmp_path / "e").exists() and (taken / "mine.txt").read_text() == "mine"
     assert run_cli("data", "where", tmp_path / "d", "in the").code == 2
+
+
+def test_what_cannot_be_built_is_said_before_any_row_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgegen.prepare.build.read_numbered", lambda *_, **__: pytest.fail("work began"))
+    (tmp_path / "empty.toml").write_text("# nothing\n")
+    (tmp_path / "rows.jsonl").write_text("mine")
+    for words, says in (
+        (("--recipe", tmp_path / "empty.toml"), "empty.toml: it says nothing"),
+        (("--validation", "nan"), "split: "),
+        (("--max-characters", "0"), "clean: "),
+        (("--near", "nan"), "duplicates.near"),
+        (("--out", "."), "names no folder to make"),
+        (("--out", tmp_path / "rows.jsonl"), "exists and is no data set"),
+    ):
+        done = run_cli("data", "build", tmp_path / "rows.jsonl", "--out", tmp_path / "data", "--quiet", *words)
+        assert done.code == 2 and says in done.err and not done.out, done

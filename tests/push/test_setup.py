@@ -90,6 +90,22 @@ def test_settings_that_no_option_names_are_kept(device: str, tmp_path: Path) -> 
     assert tomllib.loads(path.read_text()) == kept
 
 
+@pytest.mark.parametrize(
+    ("wanted", "said"),
+    [
+        (Setup(runtime="nonsense"), "--runtime 'nonsense'"),
+        (Setup(runtime="", fleet="kitchen"), "--fleet 'kitchen' is no URL"),
+        (Setup(runtime="", repository="kitchen"), "--repository 'kitchen' is no URL"),
+        (Setup(runtime="", serve_port=99999), "--port 99999"),
+        (Setup(runtime="", wheelhouse=Path("/nowhere")), "no wheels in it"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_wishes_that_cannot_be_are_said_before_the_device_is_asked(wanted: Setup, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        set_up_device("ssh://127.0.0.1:1", wanted, version="1.0.0")
+
+
 def test_a_configuration_that_cannot_be_kept_is_said(device: str, tmp_path: Path) -> None:
     path = tmp_path / "agent.toml"
     for text, said in (("serve = [", "not valid TOML"), ("since = 2026-01-01", "no use for")):

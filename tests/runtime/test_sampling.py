@@ -186,6 +186,7 @@ def test_logits_that_are_no_numbers_are_an_error(wish: Sampling, bad: float) -> 
         ("min_p", 1.1),
         ("repetition_penalty", 0.0),
         ("repetition_penalty", math.nan),
+        ("seed", -1),
     ],
 )
 def test_numbers_outside_their_range_are_named(name: str, value: float) -> None:

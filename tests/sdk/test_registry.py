@@ -73,7 +73,11 @@ def test_the_command(place: Path, tmp_path: Path) -> None:
     tree = json.loads(run_cli("models", "show", place / "work" / "data", "--in", place / "work", "--json").out)
     assert {entry["name"] for entry in tree["made_into"]} == {"teacher", "student"}
     assert "nothing here yet" in run_cli("models", "--in", tmp_path).out
-    for arguments in (("models", "show", "ffff", "--in", place / "work"), ("models", "--in", place / "none")):
+    for arguments in (
+        ("models", "show", "ffff", "--in", place / "work"),
+        ("models", "--in", place / "none"),
+        ("models", "--in", place / "work", "--kind", "modle"),
+    ):
         refused = run_cli(*arguments)
         assert refused.code == 2 and "Traceback" not in refused.err
 

@@ -123,6 +123,26 @@ def test_labels_alone_are_the_cross_entropy(teacher: Path) -> None:
     assert float(none) == pytest.approx(0.0, abs=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("--temperature", "inf"), "--temperature"),
+        (("--alpha", "nan"), "--alpha"),
+        (("--student", ""), "--student is empty"),
+        (("--student", "hidden=33"), "--student: "),
+        (("--few-shot", "4", "--task", "task.toml", "--loss", "js"), "--loss does not go with --few-shot"),
+        (("--few-shot", "4", "--task", "task.toml", "--sequence-level"), "--sequence-level does not go with"),
+    ],
+)
+def test_what_cannot_be_is_one_line(
+    words: tuple[str, ...], says: str, teacher: Path, rows: Path, tmp_path: Path
+) -> None:
+    student = () if "--student" in words else ("--student", "layers=1")
+    done = run_cli("distill", teacher, "--data", rows, "--out", tmp_path / "s", *student, *words)
+    assert done.code == 2 and not done.out and done.err.startswith(f"edgegen: {says}"), done
+    assert not list(tmp_path.iterdir())
+
+
 def test_other_vocabularies_need_sequences(teacher: Path, rows: Path, tmp_path: Path) -> None:
     other = make_tiny("llama", tmp_path / "other", vocab=350)
     with pytest.raises(ConfigError, match="different vocabularies") as caught:

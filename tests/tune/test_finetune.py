@@ -93,7 +93,7 @@ def test_what_cannot_be_is_one_line(base: Path, rows: Path, tmp_path: Path) -> N
             edgegen.finetune(str(base), data=str(rows), method="qlora", out=tmp_path / "t")
     with pytest.raises(ConfigError, match="a batch takes 99"):
         edgegen.finetune(str(base), data=str(rows), out=tmp_path / "t", **{**_RUN, "batch": 99})
-    with pytest.raises(ConfigError, match="--batch must be above 0"):
+    with pytest.raises(ConfigError, match="--batch must be at least 1"):
         edgegen.finetune(str(base), data=str(rows), out=tmp_path / "t", **{**_RUN, "batch": 0})
     full = tmp_path / "full"
     full.mkdir()
@@ -101,6 +101,36 @@ def test_what_cannot_be_is_one_line(base: Path, rows: Path, tmp_path: Path) -> N
     with pytest.raises(ConfigError, match="is no trained model"):
         edgegen.finetune(str(base), data=str(rows), out=full, **_RUN)
     assert (full / "thesis.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        ("--rank", "0"),
+        ("--rank", "100000"),
+        ("--alpha", "0"),
+        ("--alpha", "nan"),
+        ("--dropout", "1"),
+        ("--dropout", "-0.1"),
+        ("--method", "prompt-tuning", "--virtual-tokens", "0"),
+        ("--method", "prompt-tuning", "--virtual-tokens", "100000"),
+        ("--micro-batch", "-1"),
+        ("--patience", "-1"),
+        ("--seed", "-1"),
+        ("--seed", "99999999999999999999"),
+        ("--steps", "0"),
+        ("--max-minutes", "-1"),
+        ("--max-minutes", "nan"),
+        ("--rate", "inf"),
+        ("--epochs", "inf"),
+    ],
+    ids=" ".join,
+)
+def test_a_number_out_of_range_is_one_line(option: tuple[str, ...], base: Path, rows: Path, tmp_path: Path) -> None:
+    done = run_cli("finetune", base, "--data", rows, "--out", tmp_path / "t", *option)
+    assert done.code == 2 and not done.out, done
+    assert done.err.startswith(f"edgegen: {option[-2]}") and len(done.err.splitlines()) <= 2
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_command_shows_what_was_learnt(base: Path, rows: Path, tmp_path: Path) -> None:

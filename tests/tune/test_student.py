@@ -89,6 +89,9 @@ def test_wishes_are_read(tmp_path: Path) -> None:
         ("1.5x", "between 0 and 1"),
         ("layers=two", "is no size"),
         ("depth=2,x=1", "is no size"),
+        ("layers=9", "does not lie between 1 and the teacher's 2"),
+        ("hidden=33", "not a multiple"),
+        ("", "is empty"),
         ("0.x.x", ""),
     ):
         if words:

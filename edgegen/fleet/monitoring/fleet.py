@@ -12,9 +12,8 @@ from pathlib import Path
 
 import msgspec
 
-from edgegen.common.codec import did_you_mean
-from edgegen.errors import ConfigError
 from edgegen.fleet.drift.read import device_kind
+from edgegen.fleet.members import require_group
 from edgegen.fleet.monitoring.alerts import read_alerts
 from edgegen.fleet.monitoring.presence import SKEW_S, Condition, Life, judge, read_life
 from edgegen.fleet.monitoring.releases import label_of, read_labels
@@ -39,9 +38,8 @@ def read_fleet(tx: Transaction, now_s: float, ask: Ask, site: Path | None = None
         ConfigError: there is no such group; or the site's `alerts.toml` is wrong, and no server has read it.
         UnsupportedError: the sketches' library is not installed.
     """
-    if ask.group and not tx.rows("SELECT device FROM devices WHERE grp = ? LIMIT 1", ask.group):
-        groups = [row["grp"] for row in tx.rows("SELECT DISTINCT grp FROM devices")]
-        raise ConfigError(f"there is no group {ask.group[:64]!r} with devices", hint=did_you_mean(ask.group, groups))
+    if ask.group:
+        require_group(tx, ask.group)
     moment = moment_of(tx, now_s, ask)
     if moment.live:
         evaluate_if_nobody_did(tx, now_s, site)

@@ -12,6 +12,7 @@ from collections import Counter, defaultdict
 
 from edgegen.common.codec import did_you_mean
 from edgegen.errors import ConfigError
+from edgegen.fleet.members import require_device, require_group
 from edgegen.fleet.monitoring.drift import read_drift
 from edgegen.fleet.monitoring.releases import lineage_of, read_manifest
 from edgegen.fleet.telemetry.schema import Flag
@@ -35,7 +36,7 @@ def read_hard(tx: Transaction, now_s: float, ask: AskHard) -> tuple[Text, ...]:
     """Answer which telling answers have a text, the latest first, each prompt with its answer once.
 
     Raises:
-        ConfigError: a reason that is none.
+        ConfigError: a reason, group, device or release that is none, or a limit below 1.
     """
     found: dict[tuple[str, str], Text] = {}
     for why, row in _telling(tx, now_s, ask):
@@ -66,6 +67,17 @@ def _telling(tx: Transaction, now_s: float, ask: AskHard) -> list[tuple[str, Row
     """Telling answers with their reasons, the latest first; `level` is empty where there is no text."""
     if ask.why and ask.why not in WHY:
         raise ConfigError(f"there is no reason {ask.why[:30]!r}", hint=did_you_mean(ask.why, list(WHY)))
+    if ask.limit < 1:
+        raise ConfigError(f"limit must be at least 1, not {ask.limit}")
+    if ask.group:
+        require_group(tx, ask.group)
+    if ask.device:
+        require_device(tx, ask.device)
+    if ask.release and not tx.rows("SELECT id FROM served WHERE release = ? LIMIT 1", ask.release):
+        raise ConfigError(
+            f"no device has answered with a release {ask.release[:80]!r}",
+            hint="It is named by its digest, sha256:…, which `edgegen fleet trace` shows.",
+        )
     until_s = now_s if ask.until_s is None else ask.until_s
     words, arguments = "g.at_s > ? AND g.at_s <= ?", list[Value]((until_s - ask.window_s, until_s))
     for condition, value in (

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import csv
 import re
+import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -86,7 +87,7 @@ def export(
         span: by when things happened.
 
     Raises:
-        ConfigError: an unknown format or kind, an empty span, or `out` holds something else.
+        ConfigError: an unknown format or kind, a span that is empty or has not begun, or `out` holds something else.
         UnsupportedError: Parquet without pyarrow.
         DeviceError: no space on the disk.
     """
@@ -97,6 +98,8 @@ def export(
         raise ConfigError(f"--kind {unknown[0]!r} is not known", hint=f"Known: {', '.join(REPORTS)}.")
     if span.since_s is not None and span.until_s is not None and span.since_s >= span.until_s:
         raise ConfigError("--since is not before --until")
+    if span.since_s is not None and span.since_s > time.time():
+        raise ConfigError("--since lies in the future", hint="Like 7d, 2026-03-01 or 2026-03-01T12:00.")
     open_sink = _parquet if format == "parquet" else _csv
     database = Database(store)
     rows: dict[str, int] = {}
