@@ -29,6 +29,7 @@ from edgegen.common.files import digest_bytes, digest_file
 from edgegen.errors import ConfigError, UnsupportedError
 from edgegen.records.artifact import Artifact, ArtifactFile
 from edgegen.records.bundle import Golden, Manifest, Provenance
+from edgegen.records.evaluation import EVALUATION_FILE
 from edgegen.runtime.adapters import TAKE_ADAPTERS
 from edgegen.runtime.text import Text
 
@@ -89,7 +90,7 @@ def pack_light(
     if not changes and adapter is None:
         raise ConfigError("nothing to change", hint="Name files with --replace PATH=FILE, or --adapter FILE.")
     for path, source in changes.items():
-        if path in artifact.model_files or path in (_RECORD, RECEIPT, MANIFEST_NAME, ADAPTER):
+        if path in artifact.model_files or path in (_RECORD, RECEIPT, EVALUATION_FILE, MANIFEST_NAME, ADAPTER):
             raise ConfigError(f"{path}: cannot be changed by a light release", hint="Pack a full release.")
         if not safe_path(path):
             raise ConfigError(f"{path!r}: is not a safe relative path")

@@ -54,6 +54,10 @@ KeepTokens = Annotated[
         help="File of tokens that stay in a trimmed vocabulary, as edgegen learn --vocabulary writes it.",
     ),
 ]
+Gates = Annotated[
+    str | None,
+    typer.Option("--gates", help="A TOML file of limits that the artifact, evaluated against the original, must keep."),
+]
 LiteRtLm = Annotated[
     bool, typer.Option("--litertlm", help="Also pack the LiteRT artifact as model.litertlm, for LiteRT-LM.")
 ]

@@ -82,6 +82,7 @@ def load_chain(path: str | Path) -> Chain:
         data=data,
         data_folder=near(chain.data_folder),
         student=msgspec.structs.replace(chain.student, student=near(chain.student.student)) if chain.student else None,
+        compress=msgspec.structs.replace(chain.compress, gates=near(chain.compress.gates)) if chain.compress else None,
         pack=msgspec.structs.replace(chain.pack, keys=near(chain.pack.keys)) if chain.pack else None,
     )
 
@@ -121,7 +122,9 @@ class _Run:
         if chain.student is not None:
             found.append(("student", chain.student, self._learn, TRAINING_FILE))
         if chain.compress is not None:
-            found.append(("build", [chain.compress, __version__], self._compress, "build.json"))
+            gates = Path(chain.compress.gates)
+            limits = [digest_file(gates)] if chain.compress.gates and gates.is_file() else []
+            found.append(("build", [chain.compress, __version__, *limits], self._compress, "build.json"))
         if chain.pack is not None:
             found.append(("bundle", chain.pack, self._pack, "bundle.json"))
         return found
@@ -253,6 +256,7 @@ class _Run:
         from edgegen.sdk.pipeline import compress
 
         said = {k: v for k, v in msgspec.to_builtins(self._chain.compress).items() if v is not None}
+        said["gates"] = said["gates"] or None
         result = compress(
             self._model,
             data=self._data or None,

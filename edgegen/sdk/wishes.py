@@ -10,6 +10,8 @@ import msgspec
 from edgegen.catalog import load_profile
 from edgegen.common.codec import decode_json, read_bytes
 from edgegen.errors import ConfigError, UnsupportedError
+from edgegen.evaluate.gates import load_gates
+from edgegen.records.evaluation import Gates
 from edgegen.records.learning import Restore
 from edgegen.records.model import Task
 from edgegen.records.profile import Budgets, Profile
@@ -42,6 +44,9 @@ class Wishes(TypedDict, total=False):
     wrote, or one with a JSON list, or with a line for each."""
     litertlm: bool
     """Whether the LiteRT artifact is also packed as one `.litertlm` file, for LiteRT-LM."""
+    gates: Gates | str | None
+    """Limits that the artifact, evaluated on the data's held-out rows against the original, has to keep, or a TOML file
+    of them."""
 
 
 class Wanted(msgspec.Struct, frozen=True):
@@ -55,6 +60,8 @@ class Wanted(msgspec.Struct, frozen=True):
     litertlm: bool = False
     keep: tuple[str, ...] = ()
     """Tokens that stay in a trimmed vocabulary, sorted."""
+    gates: Gates | None = None
+    """None: the artifact is not evaluated."""
     given: frozenset[str] = frozenset()
     """Budgets that are not the profile's own."""
 
@@ -111,6 +118,7 @@ def resolve(profile: str | Profile, targets: tuple[str, ...], wishes: Wishes) ->
         budgets = msgspec.structs.replace(budgets, max_kl=None)
     if prefer != "quality" and budgets.max_kl is None and budgets.min_cosine is None:
         raise _no_limit(prefer)
+    gates = wishes.get("gates")
     return Wanted(
         profile=found,
         budgets=budgets,
@@ -119,6 +127,7 @@ def resolve(profile: str | Profile, targets: tuple[str, ...], wishes: Wishes) ->
         vocab=wishes.get("vocab", "auto"),
         litertlm=wishes.get("litertlm", False),
         keep=read_kept_tokens(wishes.get("keep_tokens")),
+        gates=load_gates(gates) if isinstance(gates, str) else gates,
         given=frozenset(given),
     )
 
@@ -168,6 +177,10 @@ def fit_task(wanted: Wanted, task: Task) -> Wanted:
         return msgspec.structs.replace(wanted, budgets=msgspec.structs.replace(budgets, min_cosine=None))
     if "max_kl" in given:
         raise ConfigError("--max-kl is for models that continue text; this is an encoder", hint="Use --min-cosine.")
+    if wanted.gates is not None:
+        raise ConfigError(
+            "--gates judge what a model writes; this is an encoder", hint="Leave it out: --min-cosine is its limit."
+        )
     if wanted.litertlm:
         raise ConfigError("--litertlm is for models that continue text; this is an encoder", hint="Leave it out.")
     least = MIN_COSINE if budgets.min_cosine is None else budgets.min_cosine
