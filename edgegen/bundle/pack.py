@@ -4,8 +4,7 @@
 
 Only an artifact that passed its verification and its gates is packed; its limits become what a device holds it to. Its
 evaluation travels along, so that whoever deploys can hold it against limits of their own. The folder is built beside
-its place and renamed into it. `evaluation/` is there only where gates were given;
-signing adds `metadata/`.
+its place and renamed into it. `evaluation/` is there only where gates were given; signing adds `metadata/`.
 """
 
 from __future__ import annotations

@@ -73,6 +73,8 @@ class Evaluation(Record, frozen=True):
     seed: int = 0
     settings: dict[str, str] = {}
     notes: tuple[str, ...] = ()
+    by: str = ""
+    """Who ran it."""
 
     def find(self, name: str) -> Metric | None:
         """A metric by its name."""

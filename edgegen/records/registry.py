@@ -11,7 +11,7 @@ class Entry(Record, frozen=True):
     id: str
     """The first 12 digits of its digest."""
     kind: str
-    """`data`, `model`, `plan`, `artifact` or `release`."""
+    """`data`, `model`, `plan`, `artifact`, `evaluation` or `release`."""
     name: str
     path: str
     digest: str
@@ -24,3 +24,5 @@ class Entry(Record, frozen=True):
     by: str = ""
     lineage: str = ""
     note: str = ""
+    also: str = ""
+    """Another digest that it is known by; of an artifact, that of all its files."""

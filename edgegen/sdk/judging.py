@@ -11,6 +11,7 @@ import msgspec
 
 from edgegen.common.codec import save_json
 from edgegen.common.files import building, write_bytes
+from edgegen.common.host import user_name
 from edgegen.errors import ConfigError
 from edgegen.evaluate.fairness import fairness, read_fairness
 from edgegen.evaluate.gates import judge, load_gates
@@ -173,6 +174,7 @@ def evaluate(
             seed=wanted.seed,
             settings={name: str(value) for name, value in msgspec.to_builtins(wanted).items()},
             notes=tuple(notes),
+            by=user_name(),
         )
     if limits is not None:
         evaluation = judge(evaluation, limits)

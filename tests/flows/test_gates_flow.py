@@ -15,6 +15,7 @@ from edgegen.common.codec import load_json, save_json
 from edgegen.errors import ConfigError, VerificationError
 from edgegen.records.evaluation import EVALUATION_FILE, Evaluation, GateLimits, Gates, Judged, Metric
 from edgegen.records.report import Interval, Report
+from edgegen.sdk.registry import evaluations
 from tests.bundle.releases import sample_manifest
 from tests.flows.command import LOOSE, run_cli
 
@@ -54,6 +55,11 @@ def test_gates_stop_compress_and_pack_and_deploy(
     assert run_cli("keys", "init", keys).code == 0
     assert run_cli("pack", out, "--keys", keys, "--out", bundle, "--name", "calm").code == 0
     assert edgegen.require_bundle_gates(bundle, str(gates)).passed
+    listed = edgegen.list_models(out, bundle)
+    artifact = next(entry for entry in listed if entry.kind == "artifact")
+    assert [entry.note for entry in evaluations(listed, artifact)] == ["passed, 3 rows"]
+    shown = run_cli("models", "show", bundle, "--in", out, "--in", bundle).out
+    assert "passed, 3 rows" in shown and shown.index("└ artifact") < shown.index("passed, 3 rows")
     gates.write_text(_MISSED)
     done = run_cli("deploy", bundle, "--to", "ssh://nobody@127.0.0.1:9", "--gates", gates)
     assert done.code == 5 and "metrics.bits_per_byte.max 0.01 is missed" in done.err
