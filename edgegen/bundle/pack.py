@@ -35,10 +35,12 @@ from edgegen.records.bundle import (
 )
 from edgegen.records.evaluation import EVALUATION_FILE, Evaluation
 from edgegen.records.plan import Plan
+from edgegen.records.prompts import prompt_in
 from edgegen.records.report import Report
 from edgegen.runtime.registry import RUNTIMES
 
 RECEIPT = "report.json"
+TEMPLATE = "chat_template.jinja"
 _ARCHES = {"arm64": "aarch64", "amd64": "x86_64"}
 
 
@@ -130,6 +132,7 @@ def pack_bundle(
             parent=wanted.parent,
             lineage=artifact.lineage or artifact.parent,
             profile=plan.profile.name,
+            prompt=carried_prompt(folder),
             terms=plan.terms,
         ),
         license=wanted.license,
@@ -183,6 +186,12 @@ def _place(source: Path, target: Path, file: BundleFile) -> None:
         raise ConfigError(f"{source}: was changed while it was packed", hint="Pack it again.")
     with target.open("rb+") as stream:
         os.fsync(stream.fileno())
+
+
+def carried_prompt(folder: Path) -> str:
+    """Name and version of the prompt in a folder's chat template; empty if there is none."""
+    path = folder / TEMPLATE
+    return prompt_in(path.read_text("utf-8", errors="replace")) if path.is_file() else ""
 
 
 def arches(names: tuple[str, ...]) -> tuple[str, ...]:

@@ -26,6 +26,8 @@ from edgegen.cli.render import training_progress
 from edgegen.errors import ConfigError
 from edgegen.records.task import SyntheticReport
 
+_OWN = "the task's own; none was chosen with edgegen prompt use"
+
 
 def distill(
     teacher: Annotated[str, typer.Argument(help="A checkpoint's folder, or a hub id.", show_default=False)],
@@ -52,7 +54,10 @@ def distill(
         int, typer.Option("--few-shot", help="Learn from so many real examples, and from what TEACHER makes of them.")
     ] = 0,
     task: Annotated[
-        str | None, typer.Option("--task", help="With --few-shot: a TOML file that says how TEACHER is asked.")
+        str | None,
+        typer.Option(
+            "--task", help="With --few-shot: a TOML file that says how TEACHER is asked, or prompts with [task]."
+        ),
     ] = None,
     epochs: Epochs = 3.0,
     steps: Steps = None,
@@ -117,7 +122,8 @@ def show_synthetic(report: SyntheticReport) -> None:
     """What a teacher wrote, and what became of it."""
     lines = [
         f"synthetic       {report.kept} of {report.asked} examples kept, from {report.seeds} seeds "
-        f"(task {report.version})"
+        f"(task {report.version})",
+        f"prompt          {report.prompt or _OWN}",
     ]
     lines += [f"                {count} dropped: {why}" for why, count in report.dropped.items()]
     if report.mean_confidence is not None and report.mean_agreement is not None:

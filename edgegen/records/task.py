@@ -54,6 +54,8 @@ class Task(Record, frozen=True):
     last_steps: int = 10
     """Short fine-tune on the validation split at the end; 0: none."""
     filters: Filters = Filters()
+    prompt: str = ""
+    """Name and version of the prompt that was chosen for it with `edgegen prompt use`."""
 
 
 class SyntheticReport(Record, frozen=True):
@@ -75,4 +77,6 @@ class SyntheticReport(Record, frozen=True):
     mean_agreement: float | None
     distinct2: float | None
     """Distinct pairs of words over pairs, of all prompts that were kept."""
+    prompt: str = ""
+    """As in the task."""
     notes: tuple[str, ...] = ()

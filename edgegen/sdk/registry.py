@@ -237,7 +237,7 @@ def _release(place: Path) -> Entry:
         metrics={"install_bytes": float(manifest.install_bytes), "epoch": float(manifest.epoch)},
         created=manifest.created,
         lineage=made.lineage.removeprefix("sha256:") if made else "",
-        note="signed" if about.signed else "not signed",
+        note=("signed" if about.signed else "not signed") + (f", prompt {made.prompt}" if made and made.prompt else ""),
     )
 
 

@@ -6,12 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
-from edgegen.common.codec import load_toml
 from edgegen.errors import ConfigError, UnsupportedError
 from edgegen.prepare.built import example_of, is_built, open_dataset, read_rows
 from edgegen.prepare.split import prepare_data
 from edgegen.records.task import SyntheticReport, Task
 from edgegen.records.training import Training
+from edgegen.sdk.prompting import read_task
 from edgegen.sdk.subject import CheckedModel
 from edgegen.training.batches import encode, steps_for
 from edgegen.training.options import Options
@@ -187,7 +187,7 @@ def distill_few(
         student: as `distill`.
         data: whose first `few` training rows are the seeds; its validation rows choose the best weights, and are
             learnt shortly at the end.
-        task: how the teacher is asked, as a record or a TOML file.
+        task: how the teacher is asked, as a record or a TOML file; see `prompting.read_task`.
         course: as `distill`; its epochs are of the real and the wanted synthetic examples together.
 
     Returns:
@@ -199,7 +199,7 @@ def distill_few(
     """
     if few < 2:
         raise ConfigError(f"--few-shot must be at least 2, not {few}")
-    wanted = load_toml(Path(task).expanduser(), Task) if isinstance(task, str) else task
+    wanted = read_task(task) if isinstance(task, str) else task
     master, found = Learner(teacher), learning_data(data)
     learner, pupil = _pupil(student, master)
     if course.get("steps") is None:

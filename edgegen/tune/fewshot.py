@@ -217,7 +217,7 @@ def teach_few(
         ref=pupil.origin(teacher),
         data=data,
         options=options,
-        settings={"task": task.name, "task_version": report.version, "few": str(few)},
+        settings={"task": task.name, "task_version": report.version, "few": str(few), "prompt": task.prompt},
         identity=identity,
         notes=tuple(notes),
         teacher=teacher,

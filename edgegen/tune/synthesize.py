@@ -277,5 +277,6 @@ def _report(found: _Found, task: Task, teacher: str, seeds: int, counts: Counter
         mean_confidence=float(np.mean([m.confidence for m in found.kept])) if found.kept else None,
         mean_agreement=float(np.mean([m.agreement for m in found.kept])) if found.kept else None,
         distinct2=len(set(pairs)) / len(pairs) if pairs else None,
+        prompt=task.prompt,
         notes=tuple(notes),
     )

@@ -107,7 +107,11 @@ def test_all_four_steps_from_the_command_line(place: Path, tmp_path: Path) -> No
     ]
     done = run_cli("distill", place / "teacher", *arguments, "--quiet")
     assert done.code == 0, done.err
-    assert "examples kept, from 8 seeds" in done.out and "held-out loss" in done.out
+    assert (
+        "examples kept, from 8 seeds" in done.out
+        and "prompt          the task's own" in done.out
+        and "held-out loss" in done.out
+    )
     report = load_json(tmp_path / "s" / "synthetic.json", SyntheticReport)
     training = load_json(tmp_path / "s" / TRAINING_FILE, Training)
     assert 0 < report.kept <= 6 and report.asked == report.kept + sum(report.dropped.values())
