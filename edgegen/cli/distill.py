@@ -59,6 +59,10 @@ def distill(
             "--task", help="With --few-shot: a TOML file that says how TEACHER is asked, or prompts with [task]."
         ),
     ] = None,
+    ray: Annotated[
+        str,
+        typer.Option("--ray", help="With --few-shot: a Ray cluster, like auto or host:6379, that TEACHER writes on."),
+    ] = "",
     epochs: Epochs = 3.0,
     steps: Steps = None,
     batch: Batch = 16,
@@ -78,6 +82,8 @@ def distill(
     """
     if bool(few_shot) != (task is not None):
         raise ConfigError("--few-shot and --task go together", hint="Like --few-shot 32 --task prompts.toml.")
+    if ray and task is None:
+        raise ConfigError("--ray goes with --few-shot", hint="Leave it out: training scales by `accelerate launch`.")
     course = course_of(
         epochs=epochs,
         steps=steps,
@@ -97,7 +103,7 @@ def distill(
 
         if task is not None:
             training, report = tuning.distill_few(
-                teacher, student=student, data=data, task=task, few=few_shot, out=out, told=told, **course
+                teacher, student=student, data=data, task=task, few=few_shot, out=out, ray=ray, told=told, **course
             )
         else:
             how = Distilling(

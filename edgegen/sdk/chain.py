@@ -18,6 +18,7 @@ from edgegen import __version__
 from edgegen.common.codec import digest_record, load_json, load_toml, save_json
 from edgegen.common.files import digest_file
 from edgegen.errors import ConfigError, VerificationError
+from edgegen.evaluate.gates import load_gates
 from edgegen.records.artifact import Artifact
 from edgegen.records.base import Record
 from edgegen.records.bundle import Bundle
@@ -74,6 +75,10 @@ def load_chain(path: str | Path) -> Chain:
                 data.decontaminate, against=tuple(map(near, data.decontaminate.against))
             ),
         )
+    compress = chain.compress
+    if compress is not None and compress.gates:
+        compress = msgspec.structs.replace(compress, gates=near(compress.gates))
+        load_gates(compress.gates)  # a mistake in it is said now, not when all else is done
     out = Path(chain.out).expanduser()
     return msgspec.structs.replace(
         chain,
@@ -82,7 +87,7 @@ def load_chain(path: str | Path) -> Chain:
         data=data,
         data_folder=near(chain.data_folder),
         student=msgspec.structs.replace(chain.student, student=near(chain.student.student)) if chain.student else None,
-        compress=msgspec.structs.replace(chain.compress, gates=near(chain.compress.gates)) if chain.compress else None,
+        compress=compress,
         pack=msgspec.structs.replace(chain.pack, keys=near(chain.pack.keys)) if chain.pack else None,
     )
 

@@ -178,6 +178,7 @@ def distill_few(
     task: Task | str,
     few: int = 32,
     out: str | Path = "student",
+    ray: str = "",
     told: Told | None = None,
     **course: Unpack[Course],
 ) -> tuple[Training, SyntheticReport]:
@@ -187,6 +188,8 @@ def distill_few(
         student: as `distill`.
         data: whose first `few` training rows are the seeds; its validation rows choose the best weights, and are
             learnt shortly at the end.
+        ray: address of a Ray cluster on whose machines the teacher writes and scores, `auto`, or `local` for all
+            processors of this one; empty: this process. The examples are the same.
         task: how the teacher is asked, as a record or a TOML file; see `prompting.read_task`.
         course: as `distill`; its epochs are of the real and the wanted synthetic examples together.
 
@@ -216,6 +219,7 @@ def distill_few(
         few=few,
         options=make_options(learner, found, course, rate=1e-4 if pupil.ref else 1e-3),
         out=Path(out).expanduser(),
+        ray=ray,
         progress=told,
     )
 

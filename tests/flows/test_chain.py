@@ -72,6 +72,7 @@ def test_what_would_be_done_is_shown_and_nothing_written(place: Path) -> None:
         (("rows.jsonl", "none.jsonl"), "no such data file"),
         (('"layers=1"', '"layers=7"'), "does not lie between 1 and the teacher's 2"),
         (('model = "base"', 'model = "nowhere"'), "no such folder"),
+        (('vocab = "keep"', 'vocab = "keep"\ngates = "none.toml"'), "none.toml: no such file"),
     ],
 )
 def test_mistakes_are_one_line(change: tuple[str, str], words: str, place: Path) -> None:
