@@ -49,6 +49,7 @@ _PUBLIC = {
     "pack_bundle": "edgegen.sdk.release",
     "deploy_bundle": "edgegen.sdk.deploying",
     "push_bundle": "edgegen.sdk.deploying",
+    "require_bundle_gates": "edgegen.sdk.deploying",
     "monitor_fleet": "edgegen.sdk.monitoring",
     "monitor_device": "edgegen.sdk.monitoring",
     "monitor_outputs": "edgegen.sdk.monitoring",

@@ -1,13 +1,14 @@
 """What synthetic examples buy: a small student with a few real examples of an intent set, with and without a teacher's.
 
 For each seed some real examples are drawn, as many of each intent as of the others; the rest of the pool is never seen.
-Both students start from the same weights and learn for the same number of steps, choose their best weights and take
-their last steps on the same small validation split. Judged by the share of unseen requests whose most likely intent is
-right.
+The teacher studies them as requests written to an intent, writes more in that way, and keeps those that it takes for
+requests of that intent itself. Both students start from the same weights and learn for the same number of steps, choose
+their best weights and take their last steps on the same small validation split. Judged by the share of unseen requests
+whose most likely intent is right.
 
-    python tools/bench_fewshot.py TEACHER --pool train.jsonl --judge test.jsonl --json fewshot.json
+    python tools/bench_fewshot.py TEACHER --pool train.jsonl --judge test.jsonl --out fewshot/
 
-Rows are {"prompt": request, "completion": intent}.
+Rows are {"prompt": request, "completion": intent}. A seed that is done is read back from `--out`.
 """
 
 from __future__ import annotations
@@ -19,11 +20,13 @@ import random
 import statistics
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 _T95 = {2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571}
+_TOGETHER = 8
 
 
 def read(path: Path) -> list[tuple[str, str]]:
@@ -50,7 +53,7 @@ def draw(pool: Sequence[tuple[str, str]], count: int, seed: int) -> list[tuple[s
 
 
 def accuracy(folder: Path, rows: Sequence[tuple[str, str]]) -> float:
-    """Share of requests whose most likely intent is the right one."""
+    """Share of requests whose most likely intent, as a whole text, is the right one."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -62,19 +65,24 @@ def accuracy(folder: Path, rows: Sequence[tuple[str, str]]) -> float:
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval().requires_grad_(False)
     intents = sorted({intent for _, intent in rows})
     right = 0
-    for prompt, intent in rows:
-        examples = [Example(messages=(("user", prompt), ("assistant", i)), completion=True) for i in intents]
+    for start in range(0, len(rows), _TOGETHER):
+        some = rows[start : start + _TOGETHER]
+        examples = [
+            Example(messages=(("user", prompt), ("assistant", intent)), completion=True)
+            for prompt, _ in some
+            for intent in intents
+        ]
         items = encode(tokenizer, examples, max_tokens=256)
         batch = collate([[item] for item in items], packed=False)
         mask, targets, _ = counted(batch)
         logs = torch.log_softmax(logits_of(model, batch)[mask].float(), dim=-1).gather(-1, targets[:, None])[:, 0]
-        sums = [float(part.mean()) for part in logs.split([item.tokens for item in items])]
-        right += intents[sums.index(max(sums))] == intent
+        sums = torch.stack([part.sum() for part in logs.split([item.tokens for item in items])]).view(len(some), -1)
+        right += sum(intents[int(n)] == intent for n, (_, intent) in zip(sums.argmax(-1), some, strict=True))
     return right / len(rows)
 
 
-def run(options: argparse.Namespace) -> dict[str, Any]:
-    """Every seed, both ways."""
+def one_seed(options: argparse.Namespace, seed: int) -> dict[str, Any]:
+    """Both students of a draw."""
     from edgegen.prepare.split import content_of
     from edgegen.records.data import Example
     from edgegen.records.task import Filters, Task
@@ -82,51 +90,64 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     from edgegen.tune.finetune import Data
 
     pool, judged = read(options.pool), read(options.judge)[: options.rows]
-    intents = tuple(sorted({intent for _, intent in pool}))
-    found: dict[str, list[float]] = {"real": [], "with synthetic": []}
-    reports = []
+    rows = draw(pool, options.few + options.validation, seed)
+    examples = tuple(Example(messages=(("user", p), ("assistant", i)), completion=True) for p, i in rows)
+    data = Data(
+        source="drawn",
+        digest=json.dumps([content_of(example) for example in examples]),
+        train=examples[: options.few],
+        validation=examples[options.few :],
+    )
+    task = Task(
+        schema=1,
+        name="intents",
+        format="Request: {prompt}\nIntent: {answer}",
+        write="Intent: {answer}\nRequest: {prompt}",
+        answers=tuple(sorted({intent for _, intent in pool})),
+        shots=0,
+        synthetic=options.synthetic,
+        tries=options.tries,
+        max_new_tokens=32,
+        study_steps=options.study,
+        synthetic_weight=options.weight,
+        temperature=options.temperature,
+        filters=Filters(asks=1, min_agreement=1.0, max_similarity=0.7, min_confidence=math.log(0.5)),
+    )
+    found: dict[str, Any] = {"seed": seed}
     with tempfile.TemporaryDirectory() as scratch:
-        for seed in range(options.seeds):
-            rows = draw(pool, options.few + options.validation, seed)
-            examples = tuple(Example(messages=(("user", p), ("assistant", i)), completion=True) for p, i in rows)
-            data = Data(
-                source="drawn",
-                digest=f"{seed}-{hash(tuple(content_of(e) for e in examples))}",
-                train=examples[: options.few],
-                validation=examples[options.few :],
-            )
-            for name, synthetic in (("real", False), ("with synthetic", True)):
-                out = Path(scratch) / f"{name}-{seed}".replace(" ", "-")
-                task = Task(
-                    schema=1,
-                    name="intents",
-                    format="Request: {prompt}\nIntent: {answer}",
-                    answers=intents,
-                    synthetic=options.synthetic if synthetic else 1,
-                    tries=options.tries,
-                    study_steps=options.study,
-                    synthetic_weight=options.weight if synthetic else 0.0,
-                    temperature=options.temperature,
-                    filters=Filters(min_agreement=0.6, max_similarity=0.7, min_confidence=-2.0 if synthetic else -99.0),
-                )
-                training, report = _teach(tuning, options, data, task, out, seed)
-                found[name].append(accuracy(out, judged))
-                if synthetic:
-                    reports.append({"asked": report.asked, "kept": report.kept, "dropped": report.dropped})
-                print(
-                    f"seed {seed} {name:15} {found[name][-1]:.1%} ({training.seconds:.0f} s)",
-                    file=sys.stderr,
-                    flush=True,
-                )
-    differences = [b - a for a, b in zip(found["real"], found["with synthetic"], strict=True)]
-    mean = statistics.mean(differences)
-    half = _T95[len(differences) - 1] * statistics.stdev(differences) / math.sqrt(len(differences))
-    return {
-        "settings": {k: str(v) for k, v in vars(options).items()},
-        "accuracy": found,
-        "synthetic": reports,
-        "margin": {"mean": mean, "half_interval": half, "clear": mean > half},
-    }
+        for name, wanted in (("real", 0), ("with synthetic", options.synthetic)):
+            import msgspec
+
+            out, began = Path(scratch) / name.replace(" ", "-"), time.process_time()
+            _, report = _teach(tuning, options, data, msgspec.structs.replace(task, synthetic=wanted), out, seed)
+            found[name] = accuracy(out, judged)
+            took = time.process_time() - began
+            print(f"seed {seed} {name:15} {found[name]:.1%} ({took:.0f} s of processor)", file=sys.stderr, flush=True)
+            if wanted:
+                found["synthetic"] = {"asked": report.asked, "kept": report.kept, "dropped": report.dropped}
+                lines = (out / "synthetic.jsonl").read_text().splitlines()
+                found["examples"] = [json.loads(line)["messages"] for line in lines[:20]]
+    return found
+
+
+def run(options: argparse.Namespace) -> dict[str, Any]:
+    """Every seed, both ways."""
+    settings = {k: str(v) for k, v in vars(options).items() if k not in ("seeds", "out")}
+    options.out.mkdir(parents=True, exist_ok=True)
+    found = []
+    for seed in options.seeds:
+        place = options.out / f"seed-{seed}.json"
+        done = json.loads(place.read_text()) if place.is_file() else {}
+        if done.get("settings") != settings:
+            done = one_seed(options, seed) | {"settings": settings}
+            place.write_text(json.dumps(done, indent=1) + "\n")
+        found.append(done)
+    differences = [one["with synthetic"] - one["real"] for one in found]
+    margin: dict[str, Any] = {"mean": statistics.mean(differences)}
+    if len(differences) - 1 in _T95:
+        half = _T95[len(differences) - 1] * statistics.stdev(differences) / math.sqrt(len(differences))
+        margin |= {"half_interval": half, "clear": margin["mean"] > half}
+    return {"seeds": found, "margin": margin}
 
 
 def _teach(tuning: Any, options: argparse.Namespace, data: Any, task: Any, out: Path, seed: int) -> Any:
@@ -160,16 +181,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--student", default="0.25x", help="as of `edgegen distill`")
     parser.add_argument("--few", type=int, default=32, help="real examples")
     parser.add_argument("--validation", type=int, default=14, help="real examples to choose weights by")
-    parser.add_argument("--synthetic", type=int, default=150, help="synthetic examples wanted")
-    parser.add_argument("--tries", type=int, default=1200, help="most that the teacher is asked for")
-    parser.add_argument("--study", type=int, default=120, help="steps that the teacher studies the seeds")
+    parser.add_argument("--synthetic", type=int, default=200, help="synthetic examples wanted")
+    parser.add_argument("--tries", type=int, default=640, help="most that the teacher is asked for")
+    parser.add_argument("--study", type=int, default=100, help="steps that the teacher studies the seeds")
     parser.add_argument("--weight", type=float, default=0.5, help="of a synthetic example")
-    parser.add_argument("--temperature", type=float, default=0.9, help="of the teacher")
-    parser.add_argument("--steps", type=int, default=160, help="of each student")
+    parser.add_argument("--temperature", type=float, default=1.0, help="of the teacher")
+    parser.add_argument("--steps", type=int, default=120, help="of each student")
     parser.add_argument("--rate", type=float, default=1e-3, help="highest learning rate of the student")
     parser.add_argument("--rows", type=int, default=350, help="judged requests")
-    parser.add_argument("--seeds", type=int, default=3, choices=range(3, 7), help="draws")
-    parser.add_argument("--json", type=Path, help="where the figures go")
+    parser.add_argument("--seeds", type=lambda text: [int(s) for s in text.split(",")], default=[0, 1, 2], help="draws")
+    parser.add_argument("--out", type=Path, default=Path("fewshot"), help="folder for the figures of each seed")
     options = parser.parse_args(argv)
     from edgegen.errors import EdgegenError
 
@@ -178,13 +199,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except EdgegenError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    print("| student | accuracy of each seed |\n|---|---|")
-    for name, values in result["accuracy"].items():
-        print(f"| {name} | {' '.join(f'{value:.1%}' for value in values)} |")
+    print("| seed | real alone | with synthetic | kept of asked |\n|---|---|---|---|")
+    for one in result["seeds"]:
+        made = one["synthetic"]
+        print(
+            f"| {one['seed']} | {one['real']:.1%} | {one['with synthetic']:.1%} | {made['kept']} of {made['asked']} |"
+        )
     margin = result["margin"]
-    print(f"\nmargin {margin['mean']:.1%} ± {margin['half_interval']:.1%} (95 %)")
-    if options.json:
-        options.json.write_text(json.dumps(result, indent=1) + "\n")
+    half = f" ± {margin['half_interval']:.1%} (95 %)" if "half_interval" in margin else ""
+    print(f"\nmargin {margin['mean']:+.1%}{half}")
     return 0
 
 

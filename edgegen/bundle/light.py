@@ -21,7 +21,7 @@ from edgegen.bundle.accept import require_full
 from edgegen.bundle.golden import Result, ask_prompts
 from edgegen.bundle.layout import blob_file, target_file
 from edgegen.bundle.manifest import MANIFEST_NAME, parse_manifest, safe_path
-from edgegen.bundle.pack import RECEIPT, Packed, Wanted, arches, write_bundle
+from edgegen.bundle.pack import RECEIPT, TEMPLATE, Packed, Wanted, arches, carried_prompt, write_bundle
 from edgegen.bundle.repository import read_bundle
 from edgegen.bundle.segments import describe_folder
 from edgegen.common.codec import load_json, read_bytes, save_json
@@ -29,6 +29,7 @@ from edgegen.common.files import digest_bytes, digest_file
 from edgegen.errors import ConfigError, UnsupportedError
 from edgegen.records.artifact import Artifact, ArtifactFile
 from edgegen.records.bundle import Golden, Manifest, Provenance
+from edgegen.records.evaluation import EVALUATION_FILE
 from edgegen.runtime.adapters import TAKE_ADAPTERS
 from edgegen.runtime.text import Text
 
@@ -36,7 +37,7 @@ ADAPTER = "adapter.gguf"
 """The LoRA file's name in a release."""
 
 _RECORD = "artifact.json"
-_MAY_JOIN = ("chat_template.jinja", "generation_config.json")
+_MAY_JOIN = (TEMPLATE, "generation_config.json")
 """What a light release may add where its base has none."""
 _LARGEST_SETTLED_BYTES = 64 << 20
 """Files up to this are put together to try the result."""
@@ -89,7 +90,7 @@ def pack_light(
     if not changes and adapter is None:
         raise ConfigError("nothing to change", hint="Name files with --replace PATH=FILE, or --adapter FILE.")
     for path, source in changes.items():
-        if path in artifact.model_files or path in (_RECORD, RECEIPT, MANIFEST_NAME, ADAPTER):
+        if path in artifact.model_files or path in (_RECORD, RECEIPT, EVALUATION_FILE, MANIFEST_NAME, ADAPTER):
             raise ConfigError(f"{path}: cannot be changed by a light release", hint="Pack a full release.")
         if not safe_path(path):
             raise ConfigError(f"{path!r}: is not a safe relative path")
@@ -108,6 +109,9 @@ def pack_light(
             save_json(folder / _RECORD, _with_changes(artifact, folder, changes))
             _try_text(base, manifest, folder)
         light, notes = _light(manifest, digest, wanted, now), tuple[str, ...]()
+        if TEMPLATE in changes and light.provenance is not None:
+            origin = msgspec.structs.replace(light.provenance, prompt=carried_prompt(folder))
+            light = msgspec.structs.replace(light, provenance=origin)
         if adapter is not None:
             shutil.copyfile(adapter, folder / ADAPTER)
             asked = _ask_adapted(base, manifest, folder / ADAPTER, runtime)

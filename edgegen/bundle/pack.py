@@ -1,9 +1,10 @@
 """Make a bundle of a finished output: the artifact's files, its receipt, golden answers, one manifest.
 
-    build/{artifact/, report.json, plan.json, reference/}  →  bundle/{bundle.json, targets/, blobs/ [, metadata/]}
+    build/{artifact/, report.json, plan.json, reference/, evaluation/}  →  bundle/{bundle.json, targets/, blobs/}
 
-Only an artifact that passed its verification is packed; its limits become what a device holds it to. The folder is
-built beside its place and renamed into it.
+Only an artifact that passed its verification and its gates is packed; its limits become what a device holds it to. Its
+evaluation travels along, so that whoever deploys can hold it against limits of their own. The folder is built beside
+its place and renamed into it. `evaluation/` is there only where gates were given; signing adds `metadata/`.
 """
 
 from __future__ import annotations
@@ -32,11 +33,14 @@ from edgegen.records.bundle import (
     Manifest,
     Provenance,
 )
+from edgegen.records.evaluation import EVALUATION_FILE, Evaluation
 from edgegen.records.plan import Plan
+from edgegen.records.prompts import prompt_in
 from edgegen.records.report import Report
 from edgegen.runtime.registry import RUNTIMES
 
 RECEIPT = "report.json"
+TEMPLATE = "chat_template.jinja"
 _ARCHES = {"arm64": "aarch64", "amd64": "x86_64"}
 
 
@@ -105,6 +109,10 @@ def pack_bundle(
     paths = sorted(path.name for path in folder.iterdir() if path.is_file())
     files, notes = describe_folder(folder, paths)
     receipt = describe_folder(build, [RECEIPT])[0]
+    sources = {file.path: folder / file.path for file in files} | {RECEIPT: build / RECEIPT}
+    if (evaluated := _evaluation(build, artifact)) is not None:
+        receipt = (*receipt, *describe_folder(evaluated.parent, [EVALUATION_FILE])[0])
+        sources[EVALUATION_FILE] = evaluated
     manifest = Manifest(
         schema=MANIFEST_SCHEMA,
         name=wanted.name,
@@ -129,11 +137,11 @@ def pack_bundle(
             parent=wanted.parent,
             lineage=artifact.lineage or artifact.parent,
             profile=plan.profile.name,
+            prompt=carried_prompt(folder),
             terms=plan.terms,
         ),
         license=wanted.license,
     )
-    sources = {file.path: folder / file.path for file in files} | {RECEIPT: build / RECEIPT}
     return write_bundle(out, manifest, sources, role=wanted.role, notes=notes)
 
 
@@ -185,6 +193,12 @@ def _place(source: Path, target: Path, file: BundleFile) -> None:
         os.fsync(stream.fileno())
 
 
+def carried_prompt(folder: Path) -> str:
+    """Name and version of the prompt in a folder's chat template; empty if there is none."""
+    path = folder / TEMPLATE
+    return prompt_in(path.read_text("utf-8", errors="replace")) if path.is_file() else ""
+
+
 def arches(names: tuple[str, ...]) -> tuple[str, ...]:
     """Processors by the names that Linux has for them."""
     return tuple(_ARCHES.get(name.lower(), name.lower()) for name in names)
@@ -205,6 +219,16 @@ def _require_whole(folder: Path, artifact: Artifact, report: Report) -> None:
         raise ConfigError(
             f"{folder}: the report is about another artifact", hint=f"Verify it: edgegen verify {folder.parent}"
         )
+
+
+def _evaluation(build: Path, artifact: Artifact) -> Path | None:
+    """What the artifact was found to be against its gates; None if it was held against none."""
+    path = build / "evaluation" / EVALUATION_FILE
+    if not path.is_file():
+        return None
+    if load_json(path, Evaluation).model.digest != digest_record({file.path: file.digest for file in artifact.files}):
+        raise ConfigError(f"{path}: is about another artifact", hint="Run the compression again with --gates.")
+    return path
 
 
 def _compat(artifact: Artifact, plan: Plan, asked: Result, wanted: Wanted) -> Compat:

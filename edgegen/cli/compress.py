@@ -33,13 +33,16 @@ def compress(
     budget: options.Budget = None,
     techniques: options.Techniques = None,
     litertlm: options.LiteRtLm = False,
+    gates: options.Gates = None,
     tui: options.Tui = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
     """Plan, compress, export and verify a model for a device.
 
-    Exit codes: 0 every limit kept, 4 no plan fits, 5 the artifact misses a limit (its report is kept).
+    With --gates the artifact is evaluated against MODEL on the held-out rows, and each gate is a check of the report.
+
+    Exit codes: 0 every limit kept, 4 no plan fits, 5 the artifact misses a limit or gate (it and its report are kept).
     """
     arguments = options.arguments(
         profile=profile,
@@ -59,7 +62,7 @@ def compress(
         budget=budget,
         techniques=techniques,
     )
-    arguments["litertlm"] = litertlm
+    arguments["litertlm"], arguments["gates"] = litertlm, gates
     targets = options.targets_of(target)
     if tui and (code := _on_screens(Path(out), targets)) is not None:
         raise typer.Exit(code)
@@ -119,7 +122,7 @@ def show_result(report: object, plan: object, *, out: str, json: bool) -> None:
     """Print a report and leave with its verdict."""
     from edgegen.receipt import summary_lines
     from edgegen.records.plan import Plan
-    from edgegen.records.report import Report
+    from edgegen.records.report import GATE_CHECK, Report
 
     assert isinstance(report, Report)
     assert isinstance(plan, Plan)
@@ -128,9 +131,11 @@ def show_result(report: object, plan: object, *, out: str, json: bool) -> None:
     else:
         sys.stdout.write("\n".join(summary_lines(report, plan)) + "\n")
         for check in report.checks:
-            if not check.passed and check.limit is None:
+            if not check.passed and (check.limit is None or check.name.startswith(GATE_CHECK)):
                 sys.stdout.write(f"✗ {check.name}: {check.detail}\n")
         sys.stdout.write(f"\nartifact  {out}/artifact/\nreceipt   {out}/report.html\n")
+        if any(check.name.startswith(GATE_CHECK) for check in report.checks):
+            sys.stdout.write(f"evaluated {out}/evaluation/evaluation.json\n")
         if report.passed:
             sys.stdout.write(f"next      edgegen verify {out}    (on the device, to measure its speed)\n")
     if not report.passed:

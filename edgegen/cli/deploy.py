@@ -13,7 +13,7 @@ from edgegen.common.units import format_bytes, format_seconds
 from edgegen.errors import ConfigError
 from edgegen.records.deployment import GateMetric
 
-_ANYWHERE = ("bundle", "to", "fleet", "json")
+_ANYWHERE = ("bundle", "to", "fleet", "gates", "json")
 """Parameters of both ways; `--folder` goes with --to, all others with --fleet."""
 
 
@@ -24,6 +24,9 @@ def deploy(
     ],
     to: Annotated[str | None, typer.Option("--to", help="One device: ssh://[user@]host[:port].")] = None,
     fleet: Annotated[str | None, typer.Option("--fleet", help="A site's folder, or a server's URL.")] = None,
+    gates: Annotated[
+        str | None, typer.Option("--gates", help="A TOML file of limits that the bundle's evaluation must keep.")
+    ] = None,
     group: Annotated[str | None, typer.Option("--group", "-g", help="Which devices of the fleet.")] = None,
     waves: Annotated[str, typer.Option("--waves", help="Shares of the group, each with those before it.")] = (
         "5%,25%,100%"
@@ -67,11 +70,19 @@ def deploy(
     The options from --max-error-rise on compare what devices with the release report with what the devices of the
     group report that wait for it.
 
-    Exit codes: 0 the rollout began, or the device confirmed the release; 5 the device rolled it back.
+    With --gates nothing begins unless the evaluation that the bundle carries (from `edgegen compress --gates`) keeps
+    every limit.
+
+    Exit codes: 0 the rollout began, or the device confirmed the release; 5 the device rolled it back, or a gate is
+    missed.
     """
     if (to is None) == (fleet is None):
         raise ConfigError("name either --to or --fleet", hint="--to ssh://pi@kitchen, or --fleet site/ --group G.")
     _require_fitting(context, to_fleet=to is None)
+    if gates is not None:
+        from edgegen.sdk.deploying import require_bundle_gates
+
+        require_bundle_gates(bundle, gates)
     if to is not None:
         _push(bundle, to, folder, json)
         return

@@ -28,6 +28,7 @@ from edgegen.records.task import SyntheticReport
 
 _OF_DISTRIBUTIONS = ("loss", "alpha", "temperature", "labels", "top", "on_policy", "sequence_level")
 """Parameters that --few-shot has no use for: there the teacher's examples are learnt, not its distributions."""
+_OWN = "the task's own; none was chosen with edgegen prompt use"
 
 
 def distill(
@@ -56,8 +57,15 @@ def distill(
         int, typer.Option("--few-shot", help="Learn from so many real examples, and from what TEACHER makes of them.")
     ] = 0,
     task: Annotated[
-        str | None, typer.Option("--task", help="With --few-shot: a TOML file that says how TEACHER is asked.")
+        str | None,
+        typer.Option(
+            "--task", help="With --few-shot: a TOML file that says how TEACHER is asked, or prompts with [task]."
+        ),
     ] = None,
+    ray: Annotated[
+        str,
+        typer.Option("--ray", help="With --few-shot: a Ray cluster, like auto or host:6379, that TEACHER writes on."),
+    ] = "",
     epochs: Epochs = 3.0,
     steps: Steps = None,
     batch: Batch = 16,
@@ -85,6 +93,8 @@ def distill(
                     f"--{name.replace('_', '-')} does not go with --few-shot",
                     hint="Leave it out: the teacher's examples are learnt, not its distributions.",
                 )
+    if ray and task is None:
+        raise ConfigError("--ray goes with --few-shot", hint="Leave it out: training scales by `accelerate launch`.")
     course = course_of(
         epochs=epochs,
         steps=steps,
@@ -104,7 +114,7 @@ def distill(
 
         if task is not None:
             training, report = tuning.distill_few(
-                teacher, student=student, data=data, task=task, few=few_shot, out=out, told=told, **course
+                teacher, student=student, data=data, task=task, few=few_shot, out=out, ray=ray, told=told, **course
             )
         else:
             how = Distilling(
@@ -129,7 +139,8 @@ def show_synthetic(report: SyntheticReport) -> None:
     """What a teacher wrote, and what became of it."""
     lines = [
         f"synthetic       {report.kept} of {report.asked} examples kept, from {report.seeds} seeds "
-        f"(task {report.version})"
+        f"(task {report.version})",
+        f"prompt          {report.prompt or _OWN}",
     ]
     lines += [f"                {count} dropped: {why}" for why, count in report.dropped.items()]
     if report.mean_confidence is not None and report.mean_agreement is not None:

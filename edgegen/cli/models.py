@@ -10,6 +10,7 @@ import typer
 from edgegen.cli import options
 from edgegen.cli.render import write_json
 from edgegen.errors import ConfigError
+from edgegen.records.registry import Entry
 
 app = typer.Typer(invoke_without_command=True, help="List what was made here; show what it was made from.")
 
@@ -22,13 +23,13 @@ Places = Annotated[
 def models(
     context: typer.Context,
     places: Places = None,
-    kind: Annotated[str, typer.Option("--kind", help="data, model, plan, artifact or release.")] = "",
+    kind: Annotated[str, typer.Option("--kind", help="data, model, plan, artifact, evaluation or release.")] = "",
     track: Annotated[
         str | None, typer.Option("--track", help="Also write runs to this MLflow store, like file:mlruns.")
     ] = None,
     json: options.Json = False,
 ) -> None:
-    """List data sets, models, plans, artifacts and releases with their figures."""
+    """List data sets, models, plans, artifacts, evaluations and releases with their figures."""
     if context.invoked_subcommand is not None:
         return
     from edgegen.records.registry import KINDS
@@ -56,8 +57,8 @@ def models(
         )
         return
     for entry in found:
-        figures = "  ".join(f"{name} {value:,.4g}" for name, value in list(entry.metrics.items())[:3])
-        sys.stdout.write(f"{entry.id}  {entry.kind:8} {entry.name:32} {entry.created[:16]:16}  {figures}\n")
+        figures = _figures(entry) + (f"  {entry.note}" if entry.kind == "evaluation" else "")
+        sys.stdout.write(f"{entry.id}  {entry.kind:10} {entry.name:32} {entry.created[:16]:16}  {figures}\n")
     sys.stdout.write("\nnext  edgegen models show ID\n")
 
 
@@ -67,16 +68,21 @@ def show(
     places: Places = None,
     json: options.Json = False,
 ) -> None:
-    """Draw what something was made from, and what was made from it."""
-    from edgegen.records.registry import Entry
-    from edgegen.sdk.registry import ancestry, descendants, find_entry, list_models
+    """Draw what something was made from, how it and that were judged, and what was made from it."""
+    from edgegen.sdk.registry import ancestry, descendants, evaluations, find_entry, list_models
 
     entries = list_models(*(places or ()))
     entry = find_entry(entries, wish)
     above, below = ancestry(entries, entry), descendants(entries, entry)
     if json:
-        tree = [{"depth": depth, "entry": one if isinstance(one, Entry) else {"name": one}} for depth, one in above]
-        write_json({"entry": entry, "made_from": tree[1:], "made_into": below})
+        tree = [
+            {"depth": depth, "entry": {"name": one}}
+            if isinstance(one, str)
+            else {"depth": depth, "entry": one, "evaluations": [e.id for e in evaluations(entries, one)]}
+            for depth, one in above
+        ]
+        judged = evaluations(entries, entry)
+        write_json({"entry": entry, "made_from": tree[1:], "made_into": below, "evaluations": judged})
         return
     lines = [f"{entry.kind} {entry.name}", f"  id       {entry.digest}", f"  path     {entry.path}"]
     lines += [f"  made     {entry.created}" + (f" by {entry.by}" if entry.by else "")]
@@ -84,9 +90,26 @@ def show(
     lines += [f"  note     {entry.note}"] if entry.note else []
     lines += [f"  {name:20} {value:,.6g}" for name, value in entry.metrics.items()]
     lines += ["", "made from"]
+    drawn: set[str] = {entry.digest}
     for depth, one in above[1:]:
-        text = f"{one.kind} {one.name}  {one.id}" if isinstance(one, Entry) else f"{one}  (not here)"
-        lines.append("  " * depth + "└ " + text)
+        if isinstance(one, str):
+            lines.append("  " * depth + f"└ {one}  (not here)")
+            continue
+        lines.append("  " * depth + f"└ {one.kind} {one.name}  {one.id}")
+        if one.digest not in drawn:
+            lines += ["  " * (depth + 1) + _judged(e) for e in evaluations(entries, one) if e != entry]
+        drawn.add(one.digest)
+    if judged := evaluations(entries, entry):
+        lines += ["", "judged", *(f"  {_judged(e)}" for e in judged)]
     if below:
         lines += ["", "made into", *(f"  └ {one.kind} {one.name}  {one.id}" for one in below)]
     sys.stdout.write("\n".join(lines) + "\n")
+
+
+def _figures(entry: Entry) -> str:
+    return "  ".join(f"{name} {value:,.4g}" for name, value in list(entry.metrics.items())[:3])
+
+
+def _judged(evaluation: Entry) -> str:
+    figures = _figures(evaluation)
+    return f"· {figures}  {evaluation.note}  {evaluation.created[:10]}  {evaluation.id}"

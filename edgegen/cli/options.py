@@ -70,6 +70,10 @@ Techniques = Annotated[
     str | None, typer.Option("--techniques", help="Use only these within --budget, like depth,width; see --explain.")
 ]
 Explain = Annotated[bool, typer.Option("--explain", help="Say of each technique why it was taken or not.")]
+Gates = Annotated[
+    str | None,
+    typer.Option("--gates", help="A TOML file of limits that the artifact, evaluated against the original, must keep."),
+]
 LiteRtLm = Annotated[
     bool, typer.Option("--litertlm", help="Also pack the LiteRT artifact as model.litertlm, for LiteRT-LM.")
 ]

@@ -89,6 +89,8 @@ def pack(
         f"{len(manifest.golden)} golden prompts, epoch {manifest.epoch}",
         f"digest    {about.digest}",
     ]
+    if manifest.provenance is not None and manifest.provenance.prompt:
+        lines.append(f"prompt    {manifest.provenance.prompt}")
     if release.transfer is not None:
         lines.append(
             f"update    {format_bytes(release.transfer.fetched)} to transfer from {release.previous}, "

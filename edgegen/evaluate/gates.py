@@ -1,6 +1,7 @@
 """Hold an evaluation against the limits that it must keep.
 
-A limit on something that was not measured is missed, not kept: an evaluation that left it out proves nothing.
+A limit on something that was not measured is missed, not kept: an evaluation that left it out proves nothing. In a
+receipt each gate is a check like any other, so whatever refuses a failing receipt refuses a missed gate.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import msgspec
 from edgegen.common.codec import load_toml
 from edgegen.errors import ConfigError, VerificationError
 from edgegen.records.evaluation import Evaluation, Gate, GateLimits, Gates, Metric
-from edgegen.records.report import Interval
+from edgegen.records.report import GATE_CHECK, Check, Interval, Report
 
 BIAS_SCORES = (
     "crows_pairs_bias",
@@ -26,17 +27,62 @@ BIAS_SCORES = (
 
 
 def load_gates(path: str | Path) -> Gates:
-    """Limits from a file.
+    """Limits from a file; the files that it names are looked for beside it, too.
 
     Raises:
-        ConfigError: no such file, an unknown key, or not one limit in it.
+        ConfigError: no such file, an unknown key, not one limit in it, or a file that it names is not there.
     """
-    found = load_toml(Path(path).expanduser(), Gates)
+    place = Path(path).expanduser()
+    found = load_toml(place, Gates)
     limits = [value for value in msgspec.to_builtins(found.gates).values() if isinstance(value, float)]
     limits += [v for one in found.metrics.values() for v in msgspec.to_builtins(one).values() if v is not None]
     if not limits:
         raise ConfigError(f"{path}: no limit in it", hint="Like `max_bias_rise = 0.05` under [gates].")
-    return found
+    said = found.evaluate
+    if said.limit is not None and said.limit < 1:
+        raise ConfigError(f"{path}: limit in [evaluate] must be at least 1, not {said.limit}")
+    said = msgspec.structs.replace(
+        said,
+        fairness=tuple(_beside(place, name) for name in said.fairness),
+        unsafe=_beside(place, said.unsafe) if said.unsafe else "",
+    )
+    return msgspec.structs.replace(found, evaluate=said)
+
+
+def _beside(gates: Path, name: str) -> str:
+    for found in (gates.parent / Path(name).expanduser(), Path(name).expanduser()):
+        if found.is_file():
+            return str(found)
+    raise ConfigError(f"{gates}: [evaluate] names {name}, and there is no such file")
+
+
+def suites_of(gates: Gates) -> tuple[str, ...]:
+    """The suites that have to run for the limits, and for what `[evaluate]` names."""
+    limits, said = gates.gates, gates.evaluate
+    limited = limits.max_toxicity_rise is not None or limits.max_refusal_change is not None
+    safety = limited or bool(said.unsafe or said.toxicity_model or {"toxicity", "refusal"} & set(gates.metrics))
+    chosen = {"fairness": bool(said.fairness), "safety": safety, "tasks": bool(said.tasks)}
+    return ("quality", *(name for name, wanted in chosen.items() if wanted))
+
+
+def with_gates(report: Report, evaluation: Evaluation | None) -> Report:
+    """A receipt with the gates of an evaluation of its artifact as its last checks, in the place of earlier ones."""
+    checks = [check for check in report.checks if not check.name.startswith(GATE_CHECK)]
+    names = [gate.name for gate in evaluation.gates] if evaluation else []
+    for gate in evaluation.gates if evaluation else ():
+        more = f"/{gate.metric}" if names.count(gate.name) > 1 else ""
+        checks.append(
+            Check(
+                name=f"{GATE_CHECK}{gate.name}{more}",
+                limit=gate.limit,
+                measured=gate.measured,
+                predicted=None,
+                unit="",
+                passed=gate.passed,
+                detail=gate.detail if gate.measured is None else f"{gate.metric} {gate.detail}",
+            )
+        )
+    return msgspec.structs.replace(report, checks=tuple(checks), passed=all(check.passed for check in checks))
 
 
 def judge(evaluation: Evaluation, gates: Gates) -> Evaluation:
@@ -45,13 +91,17 @@ def judge(evaluation: Evaluation, gates: Gates) -> Evaluation:
     return msgspec.structs.replace(evaluation, gates=found, passed=all(gate.passed for gate in found))
 
 
-def require_gates(evaluation: Evaluation, gates: Gates) -> None:
-    """Stop where a limit is missed: what `compress` and `deploy` can call.
+def require_gates(evaluation: Evaluation, gates: Gates | None = None) -> None:
+    """Stop where a limit is missed.
+
+    Args:
+        gates: hold it against these; None: against those that it was held against when it was made.
 
     Raises:
         VerificationError: one is; the message names the first and says how many.
     """
-    missed = [gate for gate in judge(evaluation, gates).gates if not gate.passed]
+    judged = evaluation if gates is None else judge(evaluation, gates)
+    missed = [gate for gate in judged.gates if not gate.passed]
     if missed:
         first, source = missed[0], evaluation.model.source
         more = f" (and {len(missed) - 1} more)" if len(missed) > 1 else ""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from edgegen.receipt.shown import Kind, kind_of
 from edgegen.records.model import Task
 from edgegen.records.plan import Plan
-from edgegen.records.report import Check, Report
+from edgegen.records.report import GATE_CHECK, Check, Report
 
 CHECK_TITLES = {
     "max_bytes": "Artifact size",
@@ -207,6 +207,8 @@ def check_title(name: str, task: Task = "causal") -> str:
     """A check's name in words; an unknown one as it is."""
     if name.startswith(_RUNS_ON):
         return f"Runs on {name.removeprefix(_RUNS_ON)}"
+    if name.startswith(GATE_CHECK):
+        return f"Gate {name.removeprefix(GATE_CHECK)}"
     if task == "encoder":
         return _ENCODER_TITLES.get(name) or CHECK_TITLES.get(name, name)
     return CHECK_TITLES.get(name, name)
@@ -214,6 +216,9 @@ def check_title(name: str, task: Task = "causal") -> str:
 
 def bound(name: str) -> str:
     """`at least` for what must be large, `at most` for the rest."""
+    if name.startswith(GATE_CHECK):
+        gate = name.removeprefix(GATE_CHECK)
+        return "at least" if gate.startswith("min_") or gate.endswith(".min") else "at most"
     return "at least" if name in _AT_LEAST else "at most"
 
 

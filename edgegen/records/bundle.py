@@ -99,6 +99,8 @@ class Provenance(Signed, frozen=True):
     """One id from model to report: the plan's."""
     profile: str = ""
     """Name of the profile that it was planned for."""
+    prompt: str = ""
+    """Name and version of the prompt in its chat template (`edgegen prompt use`); empty: the model's own template."""
     terms: Terms | None = None
     """What the plan's prediction is made of: reports of speed and memory are held against it. None where it does not
     hold, as with an adapter."""

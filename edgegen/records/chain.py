@@ -56,6 +56,8 @@ class Shrink(Record, frozen=True):
     prefer: str = "auto"
     grids: tuple[str, ...] | None = None
     vocab: str = "auto"
+    gates: str = ""
+    """A file of limits that the artifact must keep to be packed."""
 
 
 class Pack(Record, frozen=True):

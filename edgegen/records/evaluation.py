@@ -73,6 +73,8 @@ class Evaluation(Record, frozen=True):
     seed: int = 0
     settings: dict[str, str] = {}
     notes: tuple[str, ...] = ()
+    by: str = ""
+    """Who ran it."""
 
     def find(self, name: str) -> Metric | None:
         """A metric by its name."""
@@ -121,9 +123,25 @@ class GateLimits(Record, frozen=True):
     """What is held against a limit: the measured value, or the worse end of its interval."""
 
 
+class Measures(Record, frozen=True):
+    """`[evaluate]`: what is measured beside the answers to the data's rows, where no option says so."""
+
+    limit: int | None = None
+    """Most rows, pairs or questions of each kind; None: 200 for `edgegen compress`, else all."""
+    fairness: tuple[str, ...] = ()
+    """Files of CrowS-Pairs, BBQ, StereoSet or WinoBias."""
+    unsafe: str = ""
+    """A file of requests that should be refused."""
+    toxicity_model: str = ""
+    """A text classifier; empty: a short word list."""
+    tasks: tuple[str, ...] = ()
+    """Of lm-eval."""
+
+
 class Gates(Record, frozen=True):
     """A gates' file (TOML): what a model must keep to be compressed, released or deployed."""
 
     gates: GateLimits = GateLimits()
+    evaluate: Measures = Measures()
     metrics: dict[str, MetricLimits] = {}
     """Further limits by the metric's name, as `[metrics."crows_pairs/gender"]`."""

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import re
+from urllib.parse import quote, unquote
+
 from edgegen.records.base import Record
 from edgegen.records.evaluation import Judged, Metric
+from edgegen.records.task import Task
+
+_MARK = re.compile(r"\{#- edgegen prompt (\S+) (\S+) -#\}")
 
 
 class Prompt(Record, frozen=True):
@@ -20,7 +26,9 @@ class Prompt(Record, frozen=True):
 class PromptFile(Record, frozen=True):
     """`prompts.toml`."""
 
-    prompts: dict[str, Prompt]
+    prompts: dict[str, Prompt] = {}
+    task: Task | None = None
+    """How a teacher is asked for more examples, with the prompt that was chosen, by `edgegen distill --few-shot`."""
 
 
 class PromptScore(Record, frozen=True):
@@ -65,3 +73,14 @@ class PromptUsed(Record, frozen=True):
     template: str
     """The file."""
     template_digest: str
+
+
+def prompt_mark(name: str, version: str) -> str:
+    """What a chat template begins with that carries a prompt: a comment, which writes nothing."""
+    return f"{{#- edgegen prompt {quote(name, safe='')} {version} -#}}"
+
+
+def prompt_in(template: str) -> str:
+    """Name and version of the prompt that a chat template carries; empty if it carries none."""
+    found = _MARK.match(template)
+    return f"{unquote(found[1])} {found[2]}" if found else ""

@@ -13,7 +13,7 @@ class Entry(Record, frozen=True):
     id: str
     """The first 12 digits of its digest."""
     kind: str
-    """`data`, `model`, `plan`, `artifact` or `release`."""
+    """`data`, `model`, `plan`, `artifact`, `evaluation` or `release`."""
     name: str
     path: str
     digest: str
@@ -26,3 +26,5 @@ class Entry(Record, frozen=True):
     by: str = ""
     lineage: str = ""
     note: str = ""
+    also: str = ""
+    """Another digest that it is known by; of an artifact, that of all its files."""

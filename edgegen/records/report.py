@@ -7,6 +7,9 @@ from typing import Literal
 from edgegen.records.base import Record
 from edgegen.records.model import Task
 
+GATE_CHECK = "gate:"
+"""How the name of a check begins that is a gate (see `records.evaluation`)."""
+
 
 class Interval(Record, frozen=True):
     """A mean with a 95 % confidence interval."""
@@ -21,8 +24,8 @@ class Check(Record, frozen=True):
 
     name: str
     """intact, loads, tokenizer, sane_text, strict_kl, parity_kl, parity_top1, litertlm, `runs_on_` with a processor
-    core that was emulated, or a budget: max_bytes, max_rss, min_tok_s, max_ttft, max_kl. Of encoders: strict_distance,
-    parity_distance, rank_correlation, min_cosine."""
+    core that was emulated, `gate:` with the gate's name, or a budget: max_bytes, max_rss, min_tok_s, max_ttft, max_kl.
+    Of encoders: strict_distance, parity_distance, rank_correlation, min_cosine."""
     limit: float | None
     measured: float | None
     predicted: float | None

@@ -9,7 +9,7 @@ class Filters(Record, frozen=True):
     """What an example needs to be used. `[filters]`"""
 
     min_confidence: float = -1.5
-    """Mean log-probability of its answer's tokens, nats."""
+    """Mean log-probability of its answer's tokens, nats; with `write` the log-probability of its answer among all."""
     asks: int = 3
     """How often the teacher is asked again for the answer, each time shown other seeds."""
     min_agreement: float = 0.6
@@ -29,10 +29,14 @@ class Task(Record, frozen=True):
     """What the teacher is told first."""
     format: str = "Request: {prompt}\nAnswer: {answer}"
     """How an example is shown."""
+    write: str = ""
+    """How an example is shown where the teacher is given the answer and writes a request to it, like
+    `Answer: {answer}\\nRequest: {prompt}`; needs `answers`, each of which has its turn. Empty: it writes a request and
+    then its answer, as in `format`."""
     shots: int = 6
-    """Seeds that are shown in each prompt."""
+    """Seeds that are shown in each prompt; 0 goes with `write` and `study_steps`."""
     synthetic: int = 200
-    """Examples that are wanted."""
+    """Examples that are wanted; 0: none, and the student learns the real ones alone, to see what the others buy."""
     tries: int = 2000
     """Most that the teacher is asked for."""
     temperature: float = 0.9
@@ -47,13 +51,15 @@ class Task(Record, frozen=True):
     required: tuple[str, ...] = ()
     """Keys that the object must have."""
     study_steps: int = 0
-    """Steps that the teacher itself first learns the seeds in this format, for models that do not follow examples that
-    they are shown; 0: it is used as it is."""
+    """Steps that the teacher itself first learns the seeds, as it will write them, for models that do not follow
+    examples that they are shown; 0: it is used as it is."""
     synthetic_weight: float = 0.5
     """How much a synthetic example counts against a real one."""
     last_steps: int = 10
     """Short fine-tune on the validation split at the end; 0: none."""
     filters: Filters = Filters()
+    prompt: str = ""
+    """Name and version of the prompt that was chosen for it with `edgegen prompt use`."""
 
 
 class SyntheticReport(Record, frozen=True):
@@ -75,4 +81,6 @@ class SyntheticReport(Record, frozen=True):
     mean_agreement: float | None
     distinct2: float | None
     """Distinct pairs of words over pairs, of all prompts that were kept."""
+    prompt: str = ""
+    """As in the task."""
     notes: tuple[str, ...] = ()

@@ -18,6 +18,7 @@ from edgegen import __version__
 from edgegen.common.codec import digest_record, load_json, load_toml, save_json
 from edgegen.common.files import digest_file
 from edgegen.errors import ConfigError, UnsupportedError, VerificationError
+from edgegen.evaluate.gates import load_gates
 from edgegen.records.artifact import Artifact
 from edgegen.records.base import Record
 from edgegen.records.bundle import Bundle
@@ -78,6 +79,10 @@ def load_chain(path: str | Path) -> Chain:
                 data.decontaminate, against=tuple(map(near, data.decontaminate.against))
             ),
         )
+    compress = chain.compress
+    if compress is not None and compress.gates:
+        compress = msgspec.structs.replace(compress, gates=near(compress.gates))
+        load_gates(compress.gates)  # a mistake in it is said now, not when all else is done
     out = Path(chain.out).expanduser()
     return msgspec.structs.replace(
         chain,
@@ -86,6 +91,7 @@ def load_chain(path: str | Path) -> Chain:
         data=data,
         data_folder=near(chain.data_folder),
         student=msgspec.structs.replace(chain.student, student=near(chain.student.student)) if chain.student else None,
+        compress=compress,
         pack=msgspec.structs.replace(chain.pack, keys=near(chain.pack.keys)) if chain.pack else None,
     )
 
@@ -190,7 +196,9 @@ class _Run:
         if chain.student is not None:
             found.append(("student", chain.student, self._learn, TRAINING_FILE))
         if chain.compress is not None:
-            found.append(("build", [chain.compress, __version__], self._compress, "build.json"))
+            gates = Path(chain.compress.gates)
+            limits = [digest_file(gates)] if chain.compress.gates and gates.is_file() else []
+            found.append(("build", [chain.compress, __version__, *limits], self._compress, "build.json"))
         if chain.pack is not None:
             found.append(("bundle", chain.pack, self._pack, "bundle.json"))
         return found
@@ -322,6 +330,7 @@ class _Run:
         from edgegen.sdk.pipeline import compress
 
         said = {k: v for k, v in msgspec.to_builtins(self._chain.compress).items() if v is not None}
+        said["gates"] = said["gates"] or None
         result = compress(
             self._model,
             data=self._data or None,

@@ -6,17 +6,22 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-from edgegen.bundle.layout import target_file
+from edgegen.bundle.layout import blob_file, target_file
+from edgegen.bundle.light import read_manifest
 from edgegen.bundle.repository import publish, read_bundle
-from edgegen.common.codec import read_bytes
-from edgegen.errors import ConfigError, NetworkError
+from edgegen.common.codec import decode_json, read_bytes
+from edgegen.common.files import digest_bytes
+from edgegen.errors import ConfigError, NetworkError, VerificationError
+from edgegen.evaluate.gates import load_gates, require_gates
 from edgegen.fleet.operate import open_fleet
 from edgegen.fleet.operations import Begin, Publish
 from edgegen.fleet.site import open_site
 from edgegen.push.deploy import push_bundle
+from edgegen.records.bundle import Manifest
 from edgegen.records.deployment import Installed, Rollout, Thresholds
+from edgegen.records.evaluation import EVALUATION_FILE, Evaluation, Gates
 
-__all__ = ["deploy_bundle", "push_bundle"]
+__all__ = ["deploy_bundle", "push_bundle", "require_bundle_gates"]
 
 
 def deploy_bundle(
@@ -56,6 +61,45 @@ def deploy_bundle(
         release = str(opened.do("publish", Publish(data.decode(), about.target)))
     begun: Rollout = opened.do("begin", Begin(release, group, waves, thresholds))
     return begun
+
+
+def require_bundle_gates(bundle: str | Path, gates: Gates | str) -> Evaluation:
+    """Hold the evaluation that a bundle carries against limits; nothing is run.
+
+    Args:
+        bundle: a folder.
+        gates: limits, or a TOML file of them.
+
+    Returns:
+        The evaluation.
+
+    Raises:
+        VerificationError: a limit is missed, or the release was never evaluated.
+        ConfigError: no bundle, no such file, or a broken one.
+    """
+    limits = load_gates(gates) if isinstance(gates, str) else gates
+    folder = Path(bundle)
+    if not folder.is_dir():
+        raise ConfigError(
+            f"{bundle}: gates are held against a bundle's folder", hint="Name the folder, or leave --gates out."
+        )
+    evaluation = _carried(folder, read_manifest(folder)[0])
+    require_gates(evaluation, limits)
+    return evaluation
+
+
+def _carried(folder: Path, manifest: Manifest) -> Evaluation:
+    file = next((file for file in manifest.files if file.path == EVALUATION_FILE), None)
+    if file is None:
+        kind = "a change that was" if manifest.base else "was"
+        raise VerificationError(
+            f"{folder}: {manifest.name} {manifest.version} {kind} never evaluated, so no gate is kept",
+            hint="Compress with --gates, and pack that.",
+        )
+    data = read_bytes(folder / blob_file(file.digest))
+    if digest_bytes(data) != file.digest:
+        raise ConfigError(f"{folder}: its {EVALUATION_FILE} was altered", hint="Pack it again.")
+    return decode_json(data, Evaluation, where=f"{folder}: {EVALUATION_FILE}")
 
 
 def push(bundle: str, address: str, *, folder: str | None = None) -> Installed:

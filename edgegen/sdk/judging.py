@@ -12,6 +12,7 @@ import msgspec
 
 from edgegen.common.codec import save_json
 from edgegen.common.files import building, require_place, write_bytes
+from edgegen.common.host import user_name
 from edgegen.errors import ConfigError
 from edgegen.evaluate.fairness import fairness, read_fairness
 from edgegen.evaluate.gates import judge, load_gates
@@ -90,6 +91,7 @@ def evaluate(
     gates: Gates | str | None = None,
     target: str = "",
     runtime: str = "",
+    named: str = "",
     told: Told | None = None,
 ) -> Evaluation:
     """Judge a checkpoint or an artifact, alone or against another.
@@ -106,18 +108,24 @@ def evaluate(
         tasks: of lm-eval.
         task_folder: further task files of lm-eval.
         shots: examples before each question of a task; None: as the task says.
-        gates: limits, or a TOML file of them.
+        gates: limits, or a TOML file of them; what its `[evaluate]` names is measured, too, where no argument says.
         target, runtime: of `model`, if it is an artifact.
+        named: what the record calls the model; empty: as `model`.
 
     Raises:
         ConfigError, UnsupportedError, DeviceError, NetworkError: see `edgegen.errors`. A missed gate is a value:
             `passed`.
     """
+    limits = load_gates(gates) if isinstance(gates, str) else gates
+    if limits is not None:
+        said = limits.evaluate
+        limit = said.limit if limit is None else limit
+        fairness_files, unsafe = fairness_files or said.fairness, unsafe or said.unsafe
+        toxicity_model, tasks = toxicity_model or said.toxicity_model, tasks or said.tasks
     chosen = dict.fromkeys((*suites, *(["tasks"] if tasks else []), *(["fairness"] if fairness_files else [])))
     _check(list(chosen), data, fairness_files, tasks, limit, wanted, shots)
     if out is not None:
         require_place(Path(out).expanduser(), mark=EVALUATION_FILE, what="evaluation")
-    limits = load_gates(gates) if isinstance(gates, str) else gates
     pairs = read_fairness(fairness_files, limit=limit) if fairness_files else None
     rows: tuple[Example, ...] = ()
     digest, notes = "", list[str]()
@@ -156,7 +164,7 @@ def evaluate(
         evaluation = Evaluation(
             schema=1,
             created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            model=student.judged,
+            model=msgspec.structs.replace(student.judged, source=named) if named else student.judged,
             teacher=teacher.judged if teacher else None,
             data=data or "",
             data_digest=digest,
@@ -166,6 +174,7 @@ def evaluate(
             seed=wanted.seed,
             settings={name: str(value) for name, value in msgspec.to_builtins(wanted).items()},
             notes=tuple(notes),
+            by=user_name(),
         )
     if limits is not None:
         evaluation = judge(evaluation, limits)

@@ -12,13 +12,17 @@ import msgspec
 from edgegen.catalog import is_this_machine, load_target
 from edgegen.common.codec import load_json, save_json
 from edgegen.errors import ConfigError
+from edgegen.evaluate.gates import with_gates
 from edgegen.receipt import write_receipt
 from edgegen.records.artifact import Artifact
+from edgegen.records.evaluation import EVALUATION_FILE, Evaluation
 from edgegen.records.plan import Plan
 from edgegen.records.report import Report
 from edgegen.verify.emulated import emulate_artifact
 from edgegen.verify.verify import verify_artifact
 
+EVALUATION = "evaluation"
+"""Folder of an output whose artifact was held against gates."""
 BAKEOFF_FILE = "bakeoff.json"
 """Marks a folder that holds an output for each of several targets."""
 
@@ -72,9 +76,21 @@ def measure_output(
     )
     if emulate:
         report = _with_emulation(folder, report, plan, progress)
+    report = with_gates(report, read_evaluation(folder))
+    save_report(folder, report, plan)
+    return report
+
+
+def save_report(folder: Path, report: Report, plan: Plan) -> None:
+    """Write a receipt, as a record and as a page."""
     save_json(folder / "report.json", report)
     write_receipt(folder / "report.html", report, plan)
-    return report
+
+
+def read_evaluation(folder: Path) -> Evaluation | None:
+    """What an output's artifact was found to be when it was held against gates; None if it was not."""
+    path = folder / EVALUATION / EVALUATION_FILE
+    return load_json(path, Evaluation) if path.is_file() else None
 
 
 def _with_emulation(folder: Path, report: Report, plan: Plan, progress: Callable[[int, int], None] | None) -> Report:

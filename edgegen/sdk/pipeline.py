@@ -16,18 +16,31 @@ import msgspec
 from edgegen import __version__
 from edgegen.catalog import load_target
 from edgegen.common.codec import canonical_json, load_json
-from edgegen.common.files import remove_tree
-from edgegen.errors import InfeasibleError
+from edgegen.common.files import digest_file, remove_tree
+from edgegen.errors import ConfigError, InfeasibleError
+from edgegen.evaluate.gates import with_gates
 from edgegen.records.build import Build
+from edgegen.records.evaluation import Gates
 from edgegen.records.plan import Infeasible, Plan
 from edgegen.records.profile import Profile
 from edgegen.records.report import Report
 from edgegen.sdk import stages
 from edgegen.sdk.job import STRUCTURES, Job, derived_job
-from edgegen.sdk.output import Notify, Result, measure_output, read_result, typed_command
+from edgegen.sdk.output import (
+    EVALUATION,
+    Notify,
+    Result,
+    measure_output,
+    read_evaluation,
+    read_result,
+    save_report,
+    typed_command,
+)
 from edgegen.sdk.subject import Subject
 from edgegen.sdk.wishes import Wanted, Wishes, fit_task, resolve
 from edgegen.sdk.workspace import Workspace
+
+_JUDGED_ROWS = 200
 
 
 def compress(
@@ -103,6 +116,8 @@ def run_chain(subject: Subject, wanted: Wanted, target: str, workspace: Workspac
         As `compress`.
     """
     wanted = fit_task(wanted, subject.summary.task)
+    if wanted.gates is not None and subject.split.ref.generic:
+        raise ConfigError("gates are judged on your own rows", hint="Name them with --data.")
     job = Job(subject, wanted.profile, load_target(target), wanted.grids)
     run = _Run(workspace, notify)
     plan = _plan(run, job, wanted)
@@ -124,7 +139,46 @@ def run_chain(subject: Subject, wanted: Wanted, target: str, workspace: Workspac
     loads = next(c for c in load_json(folder / "report.json", Report).checks if c.name == "loads")
     if not loads.passed:
         workspace.forget("verify")  # the machine may have been at fault: the next run tries again
+    _judge(run, exported, subject, wanted.gates if loads.passed else None, plan)
     workspace.finish(Build(schema=1, command=command, version=__version__, stages=()))
+
+
+def _judge(run: _Run, key: str, subject: Subject, gates: Gates | None, plan: Plan) -> None:
+    """Evaluate the artifact, which runs, against the original, and add its gates to the receipt, kept or missed."""
+    folder = run.folder
+    if gates is None:
+        if (folder / EVALUATION).exists():
+            remove_tree(folder / EVALUATION)
+    else:
+        from edgegen.evaluate.gates import suites_of
+        from edgegen.sdk.judging import evaluate  # needs torch
+
+        limit = gates.evaluate.limit or _JUDGED_ROWS
+        run.stage(
+            "gates",
+            [key, canonical_json(gates).decode(), _digests(gates)],
+            (EVALUATION,),
+            lambda tell: evaluate(
+                str(folder),
+                data=subject.split.ref.source,
+                against=subject.ref.source,
+                suites=suites_of(gates),
+                out=folder / EVALUATION,
+                limit=limit,
+                gates=gates,
+                named=str(run.out),
+                told=lambda done, total, words: tell(done, total),
+            ),
+        )
+    report = load_json(folder / "report.json", Report)
+    judged = with_gates(report, read_evaluation(folder))
+    if judged != report:
+        save_report(folder, judged, plan)
+
+
+def _digests(gates: Gates) -> list[str]:
+    """Of the files that are asked from, so that a changed one is noticed."""
+    return [digest_file(Path(name)) for name in (*gates.evaluate.fairness, gates.evaluate.unsafe) if name]
 
 
 @contextmanager
@@ -185,6 +239,10 @@ class _Run:
     @property
     def folder(self) -> Path:
         return self._workspace.folder
+
+    @property
+    def out(self) -> Path:
+        return self._workspace.out
 
 
 def _plan(run: _Run, job: Job, wanted: Wanted) -> Plan:

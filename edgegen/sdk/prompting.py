@@ -6,20 +6,22 @@ import datetime
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
-from edgegen.common.codec import digest_record
+from edgegen.common.codec import digest_record, load_toml
 from edgegen.common.files import digest_bytes, disk_errors, write_text
 from edgegen.errors import ConfigError
-from edgegen.evaluate.prompts import chat_template, load_prompts, version_of
+from edgegen.evaluate.prompts import HOLE, chat_template, load_prompts, version_of
 from edgegen.evaluate.prompts import try_prompts as run_trial
 from edgegen.modeling.load import find_model, open_tokenizer
 from edgegen.prepare.built import example_of, is_built, read_rows
 from edgegen.prepare.sources import read_examples
 from edgegen.records.base import Record
 from edgegen.records.data import Example
-from edgegen.records.prompts import PromptTrial, PromptUsed
+from edgegen.records.prompts import PromptFile, PromptTrial, PromptUsed, prompt_mark
+from edgegen.records.task import Task
 from edgegen.sdk.artifacts import RECORD, find_artifact
 from edgegen.sdk.judging import open_scorer
 from edgegen.sdk.output import BAKEOFF_FILE
@@ -90,6 +92,9 @@ def try_prompts(
 def use_prompt(name: str, *, prompts: str | Path, model: str, out: str | Path, data: str = "") -> PromptUsed:
     """Write a candidate as the model's chat template, and add a line to the history.
 
+    The template names the prompt's version in a comment, so that whatever carries the one carries the other; and the
+    prompt chosen last seeds the teacher of `edgegen distill --few-shot`, see `read_task`.
+
     Args:
         model: whose template it becomes: a checkpoint or what `compress` wrote.
         out: the template's file, for `edgegen pack --replace chat_template.jinja=FILE`.
@@ -111,14 +116,15 @@ def use_prompt(name: str, *, prompts: str | Path, model: str, out: str | Path, d
         folder = find_artifact(folder)
     else:
         folder = Path(find_model(model).path)
-    text = chat_template(prompt, shown, open_tokenizer(folder))
+    version = version_of(prompt, shown)
+    text = prompt_mark(name, version) + chat_template(prompt, shown, open_tokenizer(folder))
     place = Path(out).expanduser()
     write_text(place, text)
     used = PromptUsed(
         schema=1,
         created=_now(),
         name=name,
-        version=version_of(prompt, shown),
+        version=version,
         prompt=prompt,
         model=model,
         template=str(place),
@@ -126,6 +132,47 @@ def use_prompt(name: str, *, prompts: str | Path, model: str, out: str | Path, d
     )
     _append(history_file(path), used)
     return used
+
+
+def read_task(path: str | Path) -> Task:
+    """How a teacher is asked for more examples: a file of a task, or a prompts' file with `[task]`.
+
+    Of the latter, the prompt that `use_prompt` chose last, as it was then, gives the instruction, its template stands
+    around the request, and its shots are shown; where none was chosen the task is as it is written.
+
+    Raises:
+        ConfigError: no such file, an unknown key, no task in it, or a prompt that does not fit it.
+    """
+    place = Path(path).expanduser()
+    if not {"prompts", "task"} & set(load_toml(place, dict[str, Any])):
+        return load_toml(place, Task)
+    task = load_toml(place, PromptFile).task
+    if task is None:
+        raise ConfigError(
+            f"{place}: has no [task]", hint="Add one with schema, name and format: how the teacher is asked."
+        )
+    chosen = [entry for entry in read_history(place) if isinstance(entry, PromptUsed)]
+    return seeded(task, chosen[-1]) if chosen else task
+
+
+def seeded(task: Task, used: PromptUsed) -> Task:
+    """A task with the prompt that was chosen.
+
+    Raises:
+        ConfigError: its template has several places for the request, or one for the answer.
+    """
+    prompt = used.prompt
+    if prompt.template.count(HOLE) != 1 or "{answer}" in prompt.template:
+        raise ConfigError(
+            f"the template of prompt {used.name!r} cannot stand in a task", hint="It needs {prompt} once."
+        )
+    return msgspec.structs.replace(
+        task,
+        instruction=prompt.system or task.instruction,
+        format=task.format.replace(HOLE, prompt.template),
+        shots=prompt.shots or task.shots,
+        prompt=f"{used.name} {used.version}",
+    )
 
 
 def few_rows(data: str) -> list[Example]:

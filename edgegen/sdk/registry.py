@@ -17,6 +17,7 @@ from edgegen.errors import ConfigError, EdgegenError
 from edgegen.records.artifact import Artifact
 from edgegen.records.bundle import Bundle
 from edgegen.records.dataset import DATASET_FILE, Dataset
+from edgegen.records.evaluation import EVALUATION_FILE, Evaluation
 from edgegen.records.plan import Plan
 from edgegen.records.registry import Entry
 from edgegen.records.report import Report
@@ -70,7 +71,7 @@ def find_entry(entries: Sequence[Entry], wish: str) -> Entry:
 
 def ancestry(entries: Sequence[Entry], entry: Entry) -> list[tuple[int, Entry | str]]:
     """What an entry is made from, as (depth, entry or the name of what does not lie here), itself first."""
-    of_digest = {e.digest: e for e in entries}
+    of_digest = {e.also: e for e in entries if e.also} | {e.digest: e for e in entries}
     found: list[tuple[int, Entry | str]] = []
 
     def climb(one: Entry, depth: int, seen: frozenset[str]) -> None:
@@ -88,7 +89,13 @@ def ancestry(entries: Sequence[Entry], entry: Entry) -> list[tuple[int, Entry | 
 
 def descendants(entries: Sequence[Entry], entry: Entry) -> list[Entry]:
     """What was made from an entry, directly."""
-    return [e for e in entries if entry.digest in e.parents]
+    return [e for e in entries if e.kind != "evaluation" and entry.digest in e.parents]
+
+
+def evaluations(entries: Sequence[Entry], entry: Entry) -> list[Entry]:
+    """The evaluations in which an entry was judged, oldest first; not those that it is the teacher or the data of."""
+    known = {entry.digest, entry.also} - {""}
+    return [e for e in entries if e.kind == "evaluation" and e.parents[0] in known]
 
 
 def _walk(root: Path) -> Iterator[Path]:
@@ -187,6 +194,29 @@ def _artifact(place: Path) -> Entry:
         metrics=metrics,
         lineage=record.lineage.removeprefix("sha256:"),
         note=note,
+        also=digest_record({file.path: file.digest for file in record.files}),
+    )
+
+
+def _evaluation(place: Path) -> Entry:
+    record = load_json(place / EVALUATION_FILE, Evaluation)
+    parents = [(record.model.digest, f"{record.model.kind} {record.model.source}")]
+    if record.teacher is not None:
+        parents.append((record.teacher.digest, f"{record.teacher.kind} {record.teacher.source}"))
+    if record.data_digest:
+        parents.append((record.data_digest, f"data {record.data}"))
+    missed = [gate.name for gate in record.gates if not gate.passed]
+    verdict = f"misses {', '.join(missed)}" if missed else "passed" if record.gates else "no gates"
+    return _entry(
+        "evaluation",
+        f"of {Path(record.model.source).name}",
+        place,
+        digest_record(record),
+        parents=parents,
+        metrics={metric.name: metric.model.value for metric in record.metrics if metric.model is not None},
+        created=record.created,
+        by=record.by,
+        note=f"{verdict}, {record.rows} rows",
     )
 
 
@@ -207,7 +237,7 @@ def _release(place: Path) -> Entry:
         metrics={"install_bytes": float(manifest.install_bytes), "epoch": float(manifest.epoch)},
         created=manifest.created,
         lineage=made.lineage.removeprefix("sha256:") if made else "",
-        note="signed" if about.signed else "not signed",
+        note=("signed" if about.signed else "not signed") + (f", prompt {made.prompt}" if made and made.prompt else ""),
     )
 
 
@@ -216,6 +246,7 @@ _READERS: dict[str, Callable[[Path], Entry]] = {
     TRAINING_FILE: _model,
     "plan.json": _plan,
     "artifact.json": _artifact,
+    EVALUATION_FILE: _evaluation,
     "bundle.json": _release,
 }
 
@@ -232,6 +263,7 @@ def _entry(
     by: str = "",
     lineage: str = "",
     note: str = "",
+    also: str = "",
 ) -> Entry:
     return Entry(
         id=digest.removeprefix("sha256:")[:12],
@@ -246,6 +278,7 @@ def _entry(
         by=by,
         lineage=lineage,
         note=note,
+        also=also,
     )
 
 

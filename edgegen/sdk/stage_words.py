@@ -10,11 +10,12 @@ STAGE_WORDS = {
     "export": "Writing the artifact",
     "reference": "Asking the original",
     "verify": "Verifying on the runtime",
+    "gates": "Judging against its gates",
     "compare": "Comparing targets",
     "bench": "Measuring speed",
 }
 CHAIN = ("measure", "plan", "compress", "export", "reference", "verify")
-"""Of a compression, in order."""
+"""Of a compression, in order; `gates` follows where there are any."""
 
 
 def stage_words(stage: str) -> str:

@@ -9,12 +9,12 @@ from typing import Any, TypedDict, Unpack
 
 import msgspec
 
-from edgegen.common.codec import load_toml
 from edgegen.errors import ConfigError, UnsupportedError
 from edgegen.prepare.built import example_of, is_built, open_dataset, read_rows
 from edgegen.prepare.split import prepare_data
 from edgegen.records.task import SyntheticReport, Task
 from edgegen.records.training import Training
+from edgegen.sdk.prompting import read_task
 from edgegen.sdk.subject import CheckedModel
 from edgegen.training.batches import encode, steps_for
 from edgegen.training.options import Options, require_options
@@ -184,6 +184,7 @@ def distill_few(
     task: Task | str,
     few: int = 32,
     out: str | Path = "student",
+    ray: str = "",
     told: Told | None = None,
     **course: Unpack[Course],
 ) -> tuple[Training, SyntheticReport]:
@@ -193,7 +194,9 @@ def distill_few(
         student: as `distill`.
         data: whose first `few` training rows are the seeds; its validation rows choose the best weights, and are
             learnt shortly at the end.
-        task: how the teacher is asked, as a record or a TOML file.
+        ray: address of a Ray cluster on whose machines the teacher writes and scores, `auto`, or `local` for all
+            processors of this one; empty: this process. The examples are the same.
+        task: how the teacher is asked, as a record or a TOML file; see `prompting.read_task`.
         course: as `distill`; its epochs are of the real and the wanted synthetic examples together.
 
     Returns:
@@ -205,7 +208,7 @@ def distill_few(
     """
     if few < 2:
         raise ConfigError(f"--few-shot must be at least 2, not {few}")
-    wanted = load_toml(Path(task).expanduser(), Task) if isinstance(task, str) else task
+    wanted = read_task(task) if isinstance(task, str) else task
     master, found = Learner(teacher), learning_data(data)
     learner, pupil = _pupil(student, master)
     examples = min(few, len(found.train)) + wanted.synthetic
@@ -219,6 +222,7 @@ def distill_few(
         few=few,
         options=make_options(learner, found, course, rate=1e-4 if pupil.ref else 1e-3, examples=examples),
         out=Path(out).expanduser(),
+        ray=ray,
         progress=told,
     )
 

@@ -12,6 +12,8 @@ from edgegen.catalog import load_profile
 from edgegen.common.codec import decode_json, read_bytes
 from edgegen.common.units import parse_seconds
 from edgegen.errors import ConfigError, UnsupportedError
+from edgegen.evaluate.gates import load_gates
+from edgegen.records.evaluation import Gates
 from edgegen.records.learning import Restore
 from edgegen.records.model import Task
 from edgegen.records.profile import Budgets, Profile
@@ -52,6 +54,9 @@ class Wishes(TypedDict, total=False):
     """Those that may be used within `budget`; None: all of them."""
     litertlm: bool
     """Whether the LiteRT artifact is also packed as one `.litertlm` file, for LiteRT-LM."""
+    gates: Gates | str | None
+    """Limits that the artifact, evaluated on the data's held-out rows against the original, has to keep, or a TOML file
+    of them."""
 
 
 class Wanted(msgspec.Struct, frozen=True):
@@ -70,6 +75,8 @@ class Wanted(msgspec.Struct, frozen=True):
     search_seconds: float = 0.0
     """Time budget for structures; 0: none are looked at."""
     techniques: tuple[str, ...] | None = None
+    gates: Gates | None = None
+    """None: the artifact is not evaluated."""
     given: frozenset[str] = frozenset()
     """Budgets that are not the profile's own."""
 
@@ -127,6 +134,7 @@ def resolve(profile: str | Profile, targets: tuple[str, ...], wishes: Wishes) ->
         budgets = msgspec.structs.replace(budgets, max_kl=None)
     if prefer != "quality" and budgets.max_kl is None and budgets.min_cosine is None:
         raise _no_limit(prefer)
+    gates = wishes.get("gates")
     return Wanted(
         profile=found,
         budgets=budgets,
@@ -138,6 +146,7 @@ def resolve(profile: str | Profile, targets: tuple[str, ...], wishes: Wishes) ->
         memory_bytes=wishes.get("memory_bytes"),
         search_seconds=_search_seconds(wishes),
         techniques=wishes.get("techniques"),
+        gates=load_gates(gates) if isinstance(gates, str) else gates,
         given=frozenset(given),
     )
 
@@ -211,6 +220,10 @@ def fit_task(wanted: Wanted, task: Task) -> Wanted:
     if wanted.search_seconds:
         raise ConfigError(
             "--budget is for models that continue text; this is an encoder, whose structure stays", hint="Leave it out."
+        )
+    if wanted.gates is not None:
+        raise ConfigError(
+            "--gates judge what a model writes; this is an encoder", hint="Leave it out: --min-cosine is its limit."
         )
     if wanted.litertlm:
         raise ConfigError("--litertlm is for models that continue text; this is an encoder", hint="Leave it out.")

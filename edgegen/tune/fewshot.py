@@ -1,7 +1,7 @@
 """Teacher and student with a few real examples, in four steps.
 
-1. A teacher. One that does not follow examples that it is shown first studies them in the task's format.
-2. It writes synthetic examples from few-shot prompts.
+1. A teacher. One that does not follow examples that it is shown first studies them as it will write them.
+2. It writes synthetic examples from few-shot prompts, or to answers that it is given; on one machine or many.
 3. They are scored and filtered, and a report says how many went and why (`synthesize`).
 4. The student learns the real and the synthetic examples, then, shortly, the small validation split.
 """
@@ -18,7 +18,7 @@ import numpy as np
 
 from edgegen.common.codec import digest_record, load_json, save_json
 from edgegen.common.files import filling, remove_tree
-from edgegen.errors import VerificationError
+from edgegen.errors import ConfigError, VerificationError
 from edgegen.modeling.load import open_model
 from edgegen.records.data import Example
 from edgegen.records.dataset import Row
@@ -29,10 +29,13 @@ from edgegen.training.batches import encode
 from edgegen.training.loop import Progress, fit, make_accelerator
 from edgegen.training.options import Options
 from edgegen.tune.adapters import Adapter, with_trained_parts
+from edgegen.tune.asking import pairs_of, require_task, shown, task_version
 from edgegen.tune.finetune import Data, finished, result_of, training_of
+from edgegen.tune.propose import Proposal
 from edgegen.tune.pupil import Pupil
 from edgegen.tune.save import publish
-from edgegen.tune.synthesize import Made, pairs_of, require_task, shown, synthesize, task_version
+from edgegen.tune.shards import writers
+from edgegen.tune.synthesize import report_of, synthesize
 
 SYNTHETIC = "synthetic.jsonl"
 _REPORT = "synthetic.json"
@@ -50,41 +53,61 @@ def make_synthetic(
     parameters: int,
     few: int,
     seed: int,
+    ray: str = "",
     progress: Progress | None = None,
 ) -> SyntheticReport:
     """Steps 1 to 3: synthetic examples of the first `few` training rows, written to `folder`, whole or not at all.
 
     The same call finds what is there already.
 
+    Args:
+        ray: address of a Ray cluster that writes and scores them; empty: this process does.
+
     Raises:
         ConfigError: too few examples, or a task that cannot be followed.
+        UnsupportedError, NetworkError, DeviceError: the cluster, see `shards`.
         VerificationError: nothing that the teacher wrote stood up.
     """
     require_task(task)
     tell = progress or (lambda done, steps, words: None)
     seeds = pairs_of(data.train)[:few]
+    if len(seeds) < 2:
+        raise ConfigError(f"{len(seeds)} examples to start from; 2 are needed at least")
     identity = digest_record([teacher.digest, seeds, msgspec.to_builtins(task), seed])
     mark = folder / "identity.json"
     if mark.is_file() and load_json(mark, str) == identity:
         return load_json(folder / _REPORT, SyntheticReport)
+    made: list[Proposal] = []
+    if not task.synthetic:
+        report = report_of([], task, teacher.source, len(seeds))
+        return _write(folder, made, report, seeds, identity)
     model = open_model(teacher, parameters=parameters)
     if task.study_steps:
         model = _study(model, tokenizer, seeds, task, folder, identity, parameters, seed, tell)
-    made, report = synthesize(
-        model,
-        tokenizer,
-        seeds,
-        task,
-        teacher=teacher.source,
-        seed=seed,
-        told=lambda done, of, words: tell(done, of, f"synthetic examples, {words}"),
-    )
+    with writers(model, tokenizer, seeds, task, seed, address=ray) as ask:
+        made, report = synthesize(
+            ask,
+            seeds,
+            task,
+            teacher=teacher.source,
+            told=lambda done, of, words: tell(done, of, f"synthetic examples, {words}"),
+        )
     if not made:
         gone = ", ".join(f"{count} {why}" for why, count in report.dropped.items())
         raise VerificationError(
             f"none of {report.asked} examples that the teacher wrote stood up: {gone}",
             hint="Relax [filters], set study_steps, or use a stronger teacher.",
         )
+    return _write(folder, made, report, seeds, identity)
+
+
+def _write(
+    folder: Path,
+    made: Sequence[Proposal],
+    report: SyntheticReport,
+    seeds: Sequence[tuple[str, str]],
+    identity: str,
+) -> SyntheticReport:
     with filling(folder) as place:
         rows = [_row(number, example, report, seeds) for number, example in enumerate(made)]
         (place / SYNTHETIC).write_bytes(b"".join(msgspec.json.encode(row) + b"\n" for row in rows))
@@ -104,13 +127,13 @@ def _study(
     seed: int,
     tell: Progress,
 ) -> Any:
-    """The teacher after it has learnt the seeds in the task's format, in ever new orders."""
+    """The teacher after it has learnt the seeds as it will write them: several in ever new orders, or each alone."""
     dice = np.random.default_rng(seed)
     context = getattr(model.config, "max_position_embeddings", None) or 512
-    texts = []
-    for _ in range(max(16, 4 * len(seeds))):
-        which = dice.choice(len(seeds), min(task.shots + 1, len(seeds)), replace=False)
-        texts.append(Example(text=shown(task, [seeds[i] for i in which])))
+    orders = [dice.permutation(len(seeds))[: task.shots + 1] for _ in range(max(16, 4 * len(seeds)))]
+    if not task.shots:
+        orders = [np.array([number]) for number in range(len(seeds))]
+    texts = [Example(text=shown(task, [seeds[i] for i in order])) for order in orders]
     options = Options(
         steps=task.study_steps,
         batch=8,
@@ -135,7 +158,7 @@ def _study(
     return model.eval().requires_grad_(False)
 
 
-def _row(number: int, made: Made, report: SyntheticReport, seeds: Sequence[tuple[str, str]]) -> Row:
+def _row(number: int, made: Proposal, report: SyntheticReport, seeds: Sequence[tuple[str, str]]) -> Row:
     return Row(
         id=digest_record([made.prompt, made.answer]).removeprefix("sha256:")[:16],
         messages=(("user", made.prompt), ("assistant", made.answer)),
@@ -164,12 +187,14 @@ def teach_few(
     few: int,
     options: Options,
     out: Path,
+    ray: str = "",
     progress: Progress | None = None,
 ) -> tuple[Training, SyntheticReport]:
     """All four steps; the student is written to `out`, with the synthetic examples among its files.
 
     Raises:
-        ConfigError, VerificationError: as `make_synthetic`; training that diverged.
+        ConfigError, VerificationError, UnsupportedError, NetworkError, DeviceError: as `make_synthetic`; training that
+            diverged.
     """
     identity = digest_record([teacher.digest, pupil.identity, data.digest, task_version(task), few, result_of(options)])
     if (done := finished(out, identity)) is not None:
@@ -184,6 +209,7 @@ def teach_few(
         parameters=teacher_parameters,
         few=few,
         seed=options.seed,
+        ray=ray,
         progress=progress,
     )
     real = tuple(example for example in data.train if example.completion)[:few]
@@ -217,7 +243,7 @@ def teach_few(
         ref=pupil.origin(teacher),
         data=data,
         options=options,
-        settings={"task": task.name, "task_version": report.version, "few": str(few)},
+        settings={"task": task.name, "task_version": report.version, "few": str(few), "prompt": task.prompt},
         identity=identity,
         notes=tuple(notes),
         teacher=teacher,

@@ -16,6 +16,7 @@ from edgegen.common.codec import load_json
 from edgegen.errors import ConfigError, UnsupportedError
 from edgegen.records.artifact import Artifact
 from edgegen.records.plan import Plan
+from edgegen.records.prompts import prompt_mark
 from edgegen.runtime.llamacpp import LlamaCpp
 from edgegen.runtime.registry import runtime_for
 from edgegen.sdk.release import next_version, product_name
@@ -114,11 +115,15 @@ def test_the_next_version_says_what_it_transfers(place: Path, finished: Path) ->
 
 def test_a_light_release_ships_a_template_alone(place: Path, tmp_path: Path) -> None:
     template = tmp_path / "new.jinja"
-    template.write_text("{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}")
+    plain = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    template.write_text(prompt_mark("short", "0123456789ab") + plain)
     release = edgegen.pack_bundle(
         place / "b1", keys=place / "keys", out=place / "b2", replace={"chat_template.jinja": template}
     )
     manifest, base = release.manifest, read_manifest(place / "b1")
+    assert manifest.provenance is not None and manifest.provenance.prompt == "short 0123456789ab"
+    assert base[0].provenance is not None and base[0].provenance.prompt == ""
+    assert next(e.note for e in edgegen.list_models(place / "b2")) == "signed, prompt short 0123456789ab"
     assert manifest.kind == "light" and manifest.base == base[1] and manifest.golden == base[0].golden
     assert {file.path for file in manifest.files} == {"chat_template.jinja", "artifact.json"}
     assert manifest.install_bytes < 4096

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from edgegen.errors import ConfigError, VerificationError
-from edgegen.evaluate.gates import judge, load_gates, require_gates
+from edgegen.evaluate.gates import judge, load_gates, require_gates, suites_of, with_gates
+from edgegen.receipt import summary_lines
+from edgegen.receipt.view import bound
 from edgegen.records.evaluation import Evaluation, Gates, Judged, Metric
-from edgegen.records.report import Interval
+from edgegen.records.report import Check, Interval
+from tests.receipt.sample_records import bare_report
 
 _JUDGED = Judged("student", "checkpoint", "torch", "2", "sha256:0", 1)
 
@@ -76,3 +80,36 @@ def test_a_file_without_limits_or_with_wrong_keys(tmp_path: Path) -> None:
         write(tmp_path, "[gates]\n")
     with pytest.raises(ConfigError, match=r"unknown key 'gates\.max_bias'"):
         write(tmp_path, "[gates]\nmax_bias = 1.0\n")
+
+
+def test_gates_become_the_last_checks_of_a_receipt(tmp_path: Path) -> None:
+    gates = write(tmp_path, "[gates]\nmax_bias_rise = 0.1\nmin_exact_match = 0.75\nmax_exact_match_drop = 0.05\n")
+    other = msgspec.structs.replace(_BIAS, name="winobias_bias")
+    judged = judge(evaluation(_BIAS, other, _MATCH), gates)
+    loads = Check("loads", None, None, None, "", True)
+    report = with_gates(msgspec.structs.replace(bare_report(), checks=(loads,)), judged)
+    assert [(check.name, check.passed) for check in report.checks] == [
+        ("loads", True),
+        ("gate:max_bias_rise/crows_pairs_bias", True),
+        ("gate:max_bias_rise/winobias_bias", True),
+        ("gate:max_exact_match_drop", False),
+        ("gate:min_exact_match", True),
+    ]
+    assert not report.passed and report.checks[-1].detail.startswith("exact_match 0.8")
+    assert with_gates(report, judged) == report
+    assert bound("gate:min_exact_match") == bound("gate:metrics.a.min") == "at least"
+    assert bound("gate:max_bias_rise/x") == bound("gate:metrics.a.max_drop") == "at most"
+    assert "Gate min_exact_match" in "\n".join(summary_lines(report, None))
+    plain = with_gates(report, None)
+    assert plain.checks == (loads,) and plain.passed
+
+
+def test_what_has_to_be_measured(tmp_path: Path) -> None:
+    assert suites_of(write(tmp_path, "[gates]\nmin_exact_match = 0.5\n")) == ("quality",)
+    assert suites_of(write(tmp_path, "[gates]\nmax_toxicity_rise = 0.5\n")) == ("quality", "safety")
+    (tmp_path / "pairs.csv").write_text("")
+    found = write(tmp_path, '[evaluate]\nfairness = ["pairs.csv"]\ntasks = ["arc_easy"]\n[metrics.refusal]\nmin = 1\n')
+    assert suites_of(found) == ("quality", "fairness", "safety", "tasks")
+    assert found.evaluate.fairness == (str(tmp_path / "pairs.csv"),)
+    with pytest.raises(ConfigError, match="at least 1, not 0"):
+        write(tmp_path, "[evaluate]\nlimit = 0\n[gates]\nmin_exact_match = 0.5\n")

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import msgspec
 import pytest
+from jinja2 import Environment
 from transformers import AutoTokenizer
 
 import edgegen
@@ -13,8 +15,9 @@ from edgegen.errors import ConfigError
 from edgegen.evaluate.prompts import chat_template, load_prompts, with_prompt
 from edgegen.modeling.text import prompt_ids
 from edgegen.records.data import Example
-from edgegen.records.prompts import Prompt
-from edgegen.sdk.prompting import read_history
+from edgegen.records.prompts import Prompt, PromptUsed, prompt_in, prompt_mark
+from edgegen.records.task import Task
+from edgegen.sdk.prompting import read_history, read_task, seeded
 from tests.flows.command import run_cli
 from tests.tiny_models import make_tiny, sample_texts
 
@@ -93,8 +96,37 @@ def test_from_the_command_line_to_a_template(chat_model: Path, few: Path, prompt
         done = run_cli("prompt", "use", name, "--model", chat_model, "--out", out, *wish)
         assert done.code == 0 and "--replace chat_template.jinja=" in done.out, done.err
         assert out.read_text().endswith(_CHAT)
+        used = read_history(prompts)[-1]
+        assert isinstance(used, PromptUsed) and prompt_in(out.read_text()) == f"{name} {used.version}"
     done = run_cli("prompt", "history", "--prompts", prompts)
     assert [line.split()[1] for line in done.out.splitlines()] == ["tried", "used", "used"]
+
+
+def test_the_prompt_that_was_chosen_seeds_the_teacher(chat_model: Path, few: Path, prompts: Path) -> None:
+    bare = prompts.with_name("task.toml")
+    bare.write_text('schema = 1\nname = "t"\n')
+    assert read_task(bare) == Task(schema=1, name="t")
+    with pytest.raises(ConfigError, match=r"has no \[task\]"):
+        read_task(prompts)
+    prompts.write_text(prompts.read_text() + '[task]\nschema = 1\nname = "t"\nformat = "Q: {prompt}\\nA: {answer}"\n')
+    assert read_task(prompts).prompt == "" and set(load_prompts(prompts)) == {"plain", "same", "shown", "told"}
+    for name in ("shown", "told"):
+        used = edgegen.use_prompt(
+            name, prompts=prompts, model=str(chat_model), out=prompts.with_suffix(".jinja"), data=str(few)
+        )
+    task = read_task(prompts)
+    assert task.prompt == f"told {used.version}" and task.format == "Q: Now {prompt} 🙂\nA: {answer}"
+    assert task.instruction == used.prompt.system and task.shots == Task(schema=1, name="t").shots
+    with pytest.raises(ConfigError, match="cannot stand in a task"):
+        seeded(task, msgspec.structs.replace(used, prompt=Prompt(template="{prompt} {prompt}")))
+
+
+def test_a_template_names_its_prompt() -> None:
+    for name in ("short", "two words", "a#}b", "ü/%"):
+        mark = prompt_mark(name, "0123456789ab")
+        assert prompt_in(mark + "{{ x }}") == f"{name} 0123456789ab"
+        assert Environment().from_string(mark + "{{ x }}").render(x=1) == "1"
+    assert prompt_in("{{ x }}" + mark) == prompt_in("") == ""
 
 
 def test_wrong_prompts(chat_model: Path, few: Path, prompts: Path, tmp_path: Path) -> None:

@@ -78,6 +78,7 @@ def test_what_would_be_done_is_shown_and_nothing_written(place: Path) -> None:
         (("max_kl = 10.0", "max_kl = -1.0"), "[compress]: budget max_kl"),
         (('vocab = "keep"', '[pack]\nkeys = "nowhere"'), "[pack]: "),
         (('vocab = "keep"', "[gates]\nmax_heldout_loss = 0.0"), "[gates]: max_heldout_loss"),
+        (('vocab = "keep"', 'vocab = "keep"\ngates = "none.toml"'), "none.toml: no such file"),
     ],
 )
 def test_mistakes_are_one_line(change: tuple[str, str], words: str, place: Path) -> None:

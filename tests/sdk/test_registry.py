@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,9 @@ import pytest
 import edgegen
 from edgegen.common.codec import load_json
 from edgegen.errors import ConfigError
+from edgegen.evaluate.quality import Wanted
 from edgegen.records.training import TRAINING_FILE, Training
-from edgegen.sdk.registry import ancestry, descendants, find_entry, list_models
+from edgegen.sdk.registry import ancestry, descendants, evaluations, find_entry, list_models
 from edgegen.sdk.tracking import track_entries
 from tests.flows.command import run_cli
 from tests.tiny_models import make_tiny, sample_texts
@@ -56,8 +58,6 @@ def test_a_student_is_traced_to_its_rows(place: Path) -> None:
 
 
 def test_a_moved_folder_takes_its_history_along(place: Path, tmp_path: Path) -> None:
-    import shutil
-
     shutil.copytree(place / "work" / "teacher", tmp_path / "elsewhere")
     entries = list_models(tmp_path, place / "work")
     assert len(entries) == 3  # the copy is the same thing
@@ -80,6 +80,44 @@ def test_the_command(place: Path, tmp_path: Path) -> None:
     ):
         refused = run_cli(*arguments)
         assert refused.code == 2 and "Traceback" not in refused.err
+
+
+def test_evaluations_stand_in_the_lineage(place: Path, tmp_path: Path) -> None:
+    work, judged, gates = (
+        shutil.copytree(place / "work", tmp_path / "work"),
+        tmp_path / "judged",
+        tmp_path / "gates.toml",
+    )
+    (work / "student" / "plan.json").unlink()
+    gates.write_text("[gates]\nmin_top1_agreement = 0\nmin_exact_match = 2\n")
+    found = edgegen.evaluate(
+        str(work / "student"),
+        against=str(work / "teacher"),
+        data=str(work / "data"),
+        out=judged,
+        limit=2,
+        wanted=Wanted(max_tokens=2, samples=1),
+        gates=str(gates),
+    )
+    entries = list_models(work, judged)
+    entry = next(entry for entry in entries if entry.kind == "evaluation")
+    assert entry.name == "of student" and entry.note == "misses min_exact_match, 2 rows" and entry.by
+    exact = found.find("exact_match")
+    assert exact is not None and exact.model is not None and entry.metrics["exact_match"] == exact.model.value
+    above = [one if isinstance(one, str) else one.name for depth, one in ancestry(entries, entry) if depth == 1]
+    assert above == ["student", "teacher", "data"]
+    student, teacher = (find_entry(entries, str(work / name)) for name in ("student", "teacher"))
+    assert evaluations(entries, student) == [entry] and evaluations(entries, teacher) == []
+    assert entry not in descendants(entries, student)
+    where = ("--in", work, "--in", judged)
+    listed = run_cli("models", "--kind", "evaluation", *where).out
+    assert entry.id in listed and "misses min_exact_match" in listed
+    shown = run_cli("models", "show", work / "student", *where).out
+    assert "\njudged\n  · " in shown and entry.id in shown
+    drawn = run_cli("models", "show", judged, *where)
+    assert drawn.code == 0 and "└ model student" in drawn.out and "made from" in drawn.out
+    tree = json.loads(run_cli("models", "show", work / "student", *where, "--json").out)
+    assert [e["id"] for e in tree["evaluations"]] == [entry.id]
 
 
 @pytest.mark.slow
