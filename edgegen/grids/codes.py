@@ -39,6 +39,8 @@ class Levels(msgspec.Struct, frozen=True):
     """Columns of a group; 0: the whole row."""
     unit: int
     """Columns whose steps are chosen together; 0: the whole row."""
+    scales: int
+    """Numbers that a unit's steps and offsets can be multiplied with: 1, or 2 where offsets have their own."""
 
 
 class Lattice(msgspec.Struct, frozen=True):
@@ -62,7 +64,13 @@ def levels_of(grid: str) -> Levels:
         low, high = spec.levels
         values = np.arange(low, high + 1, dtype=np.float64) - (0 if spec.zero_points else spec.middle)
         return Levels(
-            values=values, first=low, even=True, minimum=spec.zero_points, width=spec.block, unit=spec.block
+            values=values,
+            first=low,
+            even=True,
+            minimum=spec.zero_points,
+            width=spec.block,
+            unit=spec.block,
+            scales=1,
         )
     layout = ggml_codes.LAYOUTS[grid]
     count = 1 << max(field.position + field.width for field in layout.fields)
@@ -74,6 +82,7 @@ def levels_of(grid: str) -> Levels:
         minimum=layout.minimum,
         width=layout.width,
         unit=grids.block_columns(grid),
+        scales=len(layout.scales),
     )
 
 
@@ -91,6 +100,18 @@ def write_codes(packed: Bytes, grid: str, codes: Bytes) -> Bytes:
     return ggml_codes.write_codes(packed, grid, codes)
 
 
+def rescale(packed: Bytes, grid: str, columns: int, factors: Doubles) -> Bytes:
+    """One unit of each row with its steps and offsets multiplied, as nearly as the grid can say; a copy.
+
+    Args:
+        packed: (R, bytes of a unit of C columns).
+        factors: (R, scales), the second for offsets where there are two.
+    """
+    if grid in uniform.NAMES:
+        return uniform.rescale(packed, grid, columns, factors[:, 0])
+    return ggml_codes.rescale(packed, grid, factors)
+
+
 def join(parts: list[Bytes], grid: str, columns: int) -> Bytes:
     """Rows of C columns from packed pieces of them, each but the last a multiple of the grid's unit."""
     if len(parts) == 1:
@@ -103,6 +124,9 @@ def join(parts: list[Bytes], grid: str, columns: int) -> Bytes:
 def lattice(packed: Bytes, grid: str, columns: int) -> Lattice:
     """Steps and offsets of packed rows."""
     levels = levels_of(grid)
+    if grid in uniform.NAMES:
+        steps, zeros = uniform.scales_and_zeros(packed, grid, columns)
+        return Lattice(steps=steps, offsets=-steps * zeros)
 
     def at(index: int) -> Doubles:
         code = np.full((len(packed), columns), levels.first + index, dtype=np.uint8)

@@ -15,6 +15,9 @@ from edgegen.grids import fields, ggml
 from edgegen.grids.fields import Field
 
 Bytes = NDArray[np.uint8]
+Doubles = NDArray[np.float64]
+
+_F16_MAX = 65504.0
 
 
 class Layout(msgspec.Struct, frozen=True):
@@ -33,6 +36,8 @@ class Layout(msgspec.Struct, frozen=True):
     """Levels, rising, where they are not evenly spaced."""
     signed: bool = False
     """Whether a code is stored as a signed byte."""
+    scales: tuple[int, ...] = (0,)
+    """Bytes of a block at which float16 numbers begin that all its steps, or all its offsets, are multiples of."""
 
 
 _IQ4 = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
@@ -55,9 +60,9 @@ _TWO_BITS = {offset: Field(bytes=offset + 32 * _HALF + _L, shifts=2 * _QUARTER, 
 
 LAYOUTS: dict[str, Layout] = {
     "q4_0": Layout(fields=(_halves(2, 32, 32),), width=32, minimum=False, lowest=-8),
-    "q4_1": Layout(fields=(_halves(4, 32, 32),), width=32, minimum=True),
+    "q4_1": Layout(fields=(_halves(4, 32, 32),), width=32, minimum=True, scales=(0, 2)),
     "q5_0": Layout(fields=(_halves(6, 32, 32), _fifth_bits(2)), width=32, minimum=False, lowest=-16),
-    "q5_1": Layout(fields=(_halves(8, 32, 32), _fifth_bits(4)), width=32, minimum=True),
+    "q5_1": Layout(fields=(_halves(8, 32, 32), _fifth_bits(4)), width=32, minimum=True, scales=(0, 2)),
     # -128 is left out: kernels negate codes.
     "q8_0": Layout(
         fields=(Field(bytes=2 + np.arange(32), shifts=np.zeros(32, np.int64), width=8),),
@@ -69,18 +74,20 @@ LAYOUTS: dict[str, Layout] = {
     ),
     "iq4_nl": Layout(fields=(_halves(2, 32, 32),), width=32, minimum=False, codebook=_IQ4),
     "iq4_xs": Layout(fields=(_halves(8, 256, 32),), width=32, minimum=False, codebook=_IQ4),
-    "q2_k": Layout(fields=(_TWO_BITS[16],), width=16, minimum=True),
+    "q2_k": Layout(fields=(_TWO_BITS[16],), width=16, minimum=True, scales=(80, 82)),
     "q3_k": Layout(
         fields=(_TWO_BITS[32], Field(bytes=_L, shifts=4 * _HALF + _QUARTER, width=1, position=2)),
         width=16,
         minimum=False,
         lowest=-4,
+        scales=(108,),
     ),
-    "q4_k": Layout(fields=(_halves(16, 256, 64),), width=32, minimum=True),
+    "q4_k": Layout(fields=(_halves(16, 256, 64),), width=32, minimum=True, scales=(0, 2)),
     "q5_k": Layout(
         fields=(_halves(48, 256, 64), Field(bytes=16 + _L, shifts=_J // 32, width=1, position=4)),
         width=32,
         minimum=True,
+        scales=(0, 2),
     ),
     "q6_k": Layout(
         fields=(
@@ -90,6 +97,7 @@ LAYOUTS: dict[str, Layout] = {
         width=16,
         minimum=False,
         lowest=-32,
+        scales=(208,),
     ),
 }
 
@@ -108,6 +116,21 @@ def write_codes(packed: Bytes, grid: str, codes: Bytes) -> Bytes:
     stored = codes ^ np.uint8(128) if layout.signed else codes
     blocks = _blocks(found, grid)
     fields.write(blocks, layout.fields, stored.reshape(*blocks.shape[:2], -1))
+    return found
+
+
+def rescale(packed: Bytes, grid: str, factors: Doubles) -> Bytes:
+    """Packed rows whose steps and offsets are multiplied, as nearly as 16 bits can say; a copy.
+
+    Args:
+        packed: of one block a row.
+        factors: (R, 1), or (R, 2) with the second for offsets where the grid has them.
+    """
+    found = packed.copy()
+    for column, byte in enumerate(LAYOUTS[grid].scales):
+        stored = np.ascontiguousarray(packed[:, byte : byte + 2]).view(np.float16)[:, 0].astype(np.float64)
+        scaled = (stored * factors[:, column]).clip(-_F16_MAX, _F16_MAX).astype(np.float16)
+        found[:, byte : byte + 2] = scaled[:, None].view(np.uint8)
     return found
 
 

@@ -206,6 +206,27 @@ def write_codes(packed: Bytes, grid: str, codes: NDArray[np.uint8]) -> Bytes:
     return found
 
 
+def scales_and_zeros(packed: Bytes, grid: str, columns: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """(R, B) scales, and zero points where they are stored: zeros in the other grids."""
+    parts = split(packed, grid, columns)
+    scales = parts.scales.astype(np.float64)
+    if parts.zeros is None:
+        return scales, np.zeros_like(scales)
+    return scales, _from_bits(parts.zeros, NAMES[grid].bits, scales.shape[1]).astype(np.float64)
+
+
+def rescale(packed: Bytes, grid: str, columns: int, factors: NDArray[np.float64]) -> Bytes:
+    """Packed rows of one block with their scales multiplied by (R,) factors, as far as they can be stored; a copy."""
+    spec = NAMES[grid]
+    start = spec.block_bytes(columns)
+    scales, _ = scales_and_zeros(packed, grid, columns)
+    kind = np.float32 if spec.scale_bytes == 4 else np.float16
+    stored = _storable((scales * factors[:, None]).astype(np.float32), spec).astype(kind)
+    found = packed.copy()
+    found[:, start : start + spec.scale_bytes] = np.ascontiguousarray(stored).view(np.uint8)
+    return found
+
+
 def join_columns(parts: list[Bytes], grid: str, columns: int) -> Bytes:
     """Whole rows of C columns from packed pieces of them, of whole blocks each (the last may be shorter)."""
     spec = NAMES[grid]
