@@ -29,6 +29,7 @@ def compress(
     grids: options.Grids = None,
     vocab: options.Vocab = "auto",
     keep_tokens: options.KeepTokens = None,
+    rounding: options.Rounding = "auto",
     litertlm: options.LiteRtLm = False,
     tui: options.Tui = False,
     json: options.Json = False,
@@ -52,6 +53,7 @@ def compress(
         grids=grids,
         vocab=vocab,
         keep_tokens=keep_tokens,
+        rounding=rounding,
     )
     arguments["litertlm"] = litertlm
     targets = options.targets_of(target)

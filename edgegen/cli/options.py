@@ -54,6 +54,14 @@ KeepTokens = Annotated[
         help="File of tokens that stay in a trimmed vocabulary, as edgegen learn --vocabulary writes it.",
     ),
 ]
+Rounding = Annotated[
+    str,
+    typer.Option(
+        "--rounding",
+        help="compensated (what rounding one weight does is made good in others), plain, or auto: compensated for "
+        "models that continue text.",
+    ),
+]
 LiteRtLm = Annotated[
     bool, typer.Option("--litertlm", help="Also pack the LiteRT artifact as model.litertlm, for LiteRT-LM.")
 ]
@@ -90,6 +98,7 @@ def arguments(
     grids: str | None,
     vocab: str,
     keep_tokens: str | None = None,
+    rounding: str = "auto",
 ) -> dict[str, Any]:
     """The command line's words as the SDK's arguments.
 
@@ -110,4 +119,5 @@ def arguments(
         "grids": tuple(grid.strip().lower() for grid in grids.split(",") if grid.strip()) if grids else None,
         "vocab": vocab,
         "keep_tokens": keep_tokens,
+        "rounding": rounding,
     }

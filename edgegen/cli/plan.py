@@ -27,6 +27,7 @@ def plan(
     grids: options.Grids = None,
     vocab: options.Vocab = "auto",
     keep_tokens: options.KeepTokens = None,
+    rounding: options.Rounding = "auto",
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -45,6 +46,7 @@ def plan(
         grids=grids,
         vocab=vocab,
         keep_tokens=keep_tokens,
+        rounding=rounding,
     )
     one, *more = options.targets_of(target)
     if more:

@@ -68,6 +68,11 @@ def factored(hessian: Floats, damping: float = DAMPING) -> Factored:
     return Factored(hessian=damped, upper=upper)
 
 
+def remaining_share(factors: Factored) -> float:
+    """Expected error of compensated over that of plain rounding: tr D / tr H with H = L D Lᵀ (Chee et al. 2023)."""
+    return float(factors.upper.diagonal().pow(-2).sum() / factors.hessian.diagonal().sum())
+
+
 def can_compensate(grid: str) -> bool:
     """Whether a grid's codes can be chosen one by one."""
     return codes.has_codes(grid)

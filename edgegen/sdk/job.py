@@ -11,11 +11,15 @@ from numpy.typing import NDArray
 from edgegen import __version__
 from edgegen.common.codec import canonical_json
 from edgegen.export.registry import exporter_for
+from edgegen.modeling.hessians import Hessians
 from edgegen.modeling.source import TensorSource
 from edgegen.records.plan import Settings
 from edgegen.records.profile import Profile
 from edgegen.records.target import Target
 from edgegen.sdk.subject import Subject, require_family
+
+HESSIANS = "hessians"
+"""Folder that `measure` saves layers' Hessians in where rounding is to be compensated."""
 
 
 class Job:
@@ -46,6 +50,15 @@ class Job:
         self._expressible_tokens = self.exporter.context_tokens(subject.config)
         blocks = [g.block for g in target.grids if not g.partial and (grids is None or g.name in grids)]
         self.source = TensorSource(subject.empty, subject.checkpoint, subject.summary, pad=max(blocks, default=1) > 1)
+
+    def use_statistics(self, folder: Path, *, compensated: bool) -> None:
+        """Round with what `measure` saved about the layers' inputs.
+
+        Args:
+            compensated: whether rounding errors are made good where a layer's Hessian allows it.
+        """
+        self.source.use_importance(read_importance(folder / "importance.npz"))
+        self.source.use_hessians(Hessians(folder / HESSIANS) if compensated else None)
 
     @property
     def settings(self) -> Settings:

@@ -23,10 +23,10 @@ from edgegen.records.plan import Infeasible, Plan
 from edgegen.records.profile import Profile
 from edgegen.records.report import Report
 from edgegen.sdk import stages
-from edgegen.sdk.job import Job
+from edgegen.sdk.job import HESSIANS, Job
 from edgegen.sdk.output import Notify, Result, measure_output, read_result, typed_command
 from edgegen.sdk.subject import Subject
-from edgegen.sdk.wishes import Wanted, Wishes, fit_task, resolve
+from edgegen.sdk.wishes import Rounding, Wanted, Wishes, fit_task, resolve
 from edgegen.sdk.workspace import Workspace
 
 
@@ -181,11 +181,14 @@ class _Run:
 def _plan(run: _Run, job: Job, wanted: Wanted) -> Plan:
     folder, grids, vocab, keep = run.folder, wanted.grids, wanted.vocab, wanted.keep
     measuring = {**job.identity, "grids": grids, "vocab": vocab, **({"keep": keep} if keep else {})}
+    rounding: Rounding = "compensated" if wanted.rounding == "compensated" else "plain"
+    measuring["rounding"] = rounding
+    outputs = ("measured.json", "importance.npz", "vocabularies.npz")
     run.stage(
         "measure",
         measuring,
-        ("measured.json", "importance.npz", "vocabularies.npz"),
-        lambda tell: stages.measure(job, folder, grids=grids, vocab=vocab, keep=keep, progress=tell),
+        (*outputs, HESSIANS) if rounding == "compensated" else outputs,
+        lambda tell: stages.measure(job, folder, grids=grids, vocab=vocab, keep=keep, rounding=rounding, progress=tell),
     )
     planning = {
         "measured": measuring,
@@ -195,7 +198,15 @@ def _plan(run: _Run, job: Job, wanted: Wanted) -> Plan:
     }
 
     def work(tell: Callable[[int, int], None]) -> None:
-        found = stages.make_plan(job, folder, budgets=wanted.budgets, prefer=wanted.prefer, grids=grids, progress=tell)
+        found = stages.make_plan(
+            job,
+            folder,
+            budgets=wanted.budgets,
+            prefer=wanted.prefer,
+            grids=grids,
+            rounding=rounding,
+            progress=tell,
+        )
         if isinstance(found, Infeasible):
             raise _NoPlanError(found)
 

@@ -195,7 +195,10 @@ def plan_of(job: Job, planned: Planned, measured: Measured, budgets: Budgets, pr
         budgets=budgets,
         prefer=prefer,
         vocabulary=msgspec.structs.replace(choice, why=choice.why or _vocabulary_why(choice)),
-        tensors=choices_of(solution),
+        tensors=tuple(
+            msgspec.structs.replace(choice, compensated=job.source.compensates(choice.name, choice.grid))
+            for choice in choices_of(solution)
+        ),
         settings=job.settings,
         prediction=prediction,
         baseline=_baseline(job, problem),

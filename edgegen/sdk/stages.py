@@ -29,7 +29,7 @@ from edgegen.records.artifact import Artifact
 from edgegen.records.measured import Measured
 from edgegen.records.plan import Infeasible, Plan
 from edgegen.records.profile import Budgets
-from edgegen.sdk.job import Job, read_importance
+from edgegen.sdk.job import HESSIANS, Job
 from edgegen.sdk.planning import (
     SolutionScorer,
     build_problem,
@@ -38,6 +38,7 @@ from edgegen.sdk.planning import (
     scored_windows,
 )
 from edgegen.sdk.subject import vocab_number
+from edgegen.sdk.wishes import Rounding
 
 Progress = Callable[[int, int], None]
 
@@ -51,14 +52,17 @@ def measure(
     grids: tuple[str, ...] | None,
     vocab: str,
     keep: tuple[str, ...] = (),
+    rounding: Rounding = "plain",
     progress: Progress | None = None,
 ) -> Measured:
-    """Price grids and vocabularies on calibration text; writes measured.json, importance.npz, vocabularies.npz.
+    """Price grids and vocabularies on calibration text; writes measured.json, importance.npz, vocabularies.npz, and
+    hessians/ where rounding is to be compensated.
 
     Args:
         grids: candidates named by the user; None: what the target plans with.
         vocab: `auto`, `keep`, or a number of tokens.
         keep: tokens, or text whose tokens, stay in a trimmed vocabulary.
+        rounding: how weights will be rounded; the same for all stages in this folder.
 
     Raises:
         ConfigError: an unknown grid or a bad `vocab`.
@@ -77,13 +81,15 @@ def measure(
     subject = job.subject
     scored = scored_windows(subject, subject.tokenizer)
     statistics = subject.statistics
-    job.source.use_importance(statistics.importance)
+    _save_arrays(folder / "importance.npz", statistics.importance)
+    compensated = rounding == "compensated"
+    uncompensated = subject.save_hessians(folder / HESSIANS) if compensated else ()
+    job.use_statistics(folder, compensated=compensated)
     reference = subject.task.outputs(subject.model, subject.summary, scored)
     sensitivity = measure_sensitivity(
         subject.model, job.source, statistics, reference, scored, job.target, grids, progress=progress
     )
     options, notes = subject.vocabularies(vocab, keep)
-    _save_arrays(folder / "importance.npz", statistics.importance)
     _save_arrays(folder / "vocabularies.npz", {str(o.choice.size): o.kept for o in options if o.kept is not None})
     measured = Measured(
         schema=1,
@@ -93,7 +99,7 @@ def measure(
         vocabularies=tuple(option.choice for option in options),
         calibration_tokens=subject.calibration_tokens,
         scored_tokens=sum(window.tokens for window in scored),
-        notes=tuple(notes),
+        notes=(*notes, *uncompensated),
     )
     save_json(folder / "measured.json", measured)
     return measured
@@ -106,12 +112,13 @@ def make_plan(
     budgets: Budgets,
     prefer: str,
     grids: tuple[str, ...] | None,
+    rounding: Rounding = "plain",
     progress: Progress | None = None,
 ) -> Plan | Infeasible:
     """Choose within budgets; writes plan.json if a plan keeps them."""
     started = time.monotonic()
     measured = load_json(folder / "measured.json", Measured)
-    job.source.use_importance(read_importance(folder / "importance.npz"))
+    job.use_statistics(folder, compensated=rounding == "compensated")
     kept_ids = read_vocabularies(folder)
     problem = build_problem(job, measured, kept_ids, budgets, prefer, grids)
     scorer = SolutionScorer(job, kept_ids, progress)
@@ -125,7 +132,7 @@ def make_plan(
 
 def compress(job: Job, folder: Path, plan: Plan, *, progress: Progress | None = None) -> None:
     """Round and pack every tensor; writes compressed/."""
-    job.source.use_importance(read_importance(folder / "importance.npz"))
+    job.use_statistics(folder, compensated=_is_compensated(plan))
     compress_model(
         plan, job.source, job.subject.config, read_kept(folder, plan), folder / "compressed", progress=progress
     )
@@ -158,7 +165,7 @@ def reference(job: Job, folder: Path, plan: Plan, *, progress: Progress | None =
     """Save what the original says on held-out text; writes reference/."""
     subject = job.subject
     kept = read_kept(folder, plan)
-    job.source.use_importance(read_importance(folder / "importance.npz"))
+    job.use_statistics(folder, compensated=_is_compensated(plan))
     grids = {choice.name: choice.grid for choice in plan.tensors}
     if subject.summary.pooling is not None:
         save_vectors(
@@ -188,6 +195,10 @@ def reference(job: Job, folder: Path, plan: Plan, *, progress: Progress | None =
         out=folder / "reference",
         progress=progress,
     )
+
+
+def _is_compensated(plan: Plan) -> bool:
+    return any(choice.compensated for choice in plan.tensors)
 
 
 def read_kept(folder: Path, plan: Plan) -> NDArray[np.int64] | None:

@@ -14,6 +14,7 @@ from typing import Any
 
 from edgegen.errors import ConfigError, UnsupportedError
 from edgegen.modeling.checkpoint import Checkpoint
+from edgegen.modeling.hessians import save_hessians
 from edgegen.modeling.load import check_model, empty_model, find_model, open_model, open_tokenizer, read_config
 from edgegen.modeling.statistics import Statistics
 from edgegen.modeling.summary import summarize
@@ -109,6 +110,11 @@ class Subject(CheckedModel):
     def statistics(self) -> Statistics:
         """Importance of inputs and Fisher samples, from one pass over the calibration rows."""
         return self.task.statistics(self.model, self.summary, self._calibration)
+
+    def save_hessians(self, folder: Path) -> tuple[str, ...]:
+        """Gather what goes into each layer on the calibration rows, for compensated rounding; notes on what is left
+        out."""
+        return save_hessians(self.model, self.summary, self._calibration, folder)
 
     @functools.cache  # noqa: B019 - a subject lives as long as its command
     def vocabularies(self, vocab: str, keep: tuple[str, ...] = ()) -> tuple[list[VocabularyOption], list[str]]:
