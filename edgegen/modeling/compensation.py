@@ -33,7 +33,7 @@ Floats = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
 
 DAMPING = 0.01
-_SWEEPS = 4
+_SWEEPS = 3
 _TOGETHER = 32
 """Columns whose errors are spread over the rest of the row in one product."""
 _CHUNK_VALUES = 4_000_000

@@ -26,6 +26,8 @@ from edgegen.records.target import Target
 
 CALIBRATION_TOKENS = 8192
 SCORED_TOKENS = 4096
+HESSIAN_TOKENS = 16384
+"""For compensated rounding, which learns more from its text than importance does and needs no backward pass."""
 
 
 class CheckedModel:
@@ -112,9 +114,12 @@ class Subject(CheckedModel):
         return self.task.statistics(self.model, self.summary, self._calibration)
 
     def save_hessians(self, folder: Path) -> tuple[str, ...]:
-        """Gather what goes into each layer on the calibration rows, for compensated rounding; notes on what is left
-        out."""
-        return save_hessians(self.model, self.summary, self._calibration, folder)
+        """Gather what goes into each layer on the calibration rows, for compensated rounding.
+
+        Returns:
+            Notes on what is left out.
+        """
+        return save_hessians(self.model, self.summary, self._windows(HESSIAN_TOKENS), folder)
 
     @functools.cache  # noqa: B019 - a subject lives as long as its command
     def vocabularies(self, vocab: str, keep: tuple[str, ...] = ()) -> tuple[list[VocabularyOption], list[str]]:
@@ -156,11 +161,11 @@ class Subject(CheckedModel):
 
     @functools.cached_property
     def _calibration(self) -> list[Any]:
+        return self._windows(CALIBRATION_TOKENS)
+
+    def _windows(self, tokens: int) -> list[Any]:
         return self.task.windows(
-            self.tokenizer,
-            self.split.calibration,
-            max_tokens=CALIBRATION_TOKENS,
-            window_tokens=self.window_tokens,
+            self.tokenizer, self.split.calibration, max_tokens=tokens, window_tokens=self.window_tokens
         )
 
 

@@ -93,5 +93,7 @@ def test_scales_are_multiplied(grid: str) -> None:
 
 
 def test_grids_whose_code_words_stand_for_several_weights_have_none() -> None:
-    without = [grid for grid in ("iq2_xxs", "iq2_xs", "iq2_s", "iq3_xxs", "iq3_s", "f16", "f32") if codes.has_codes(grid)]
+    without = [
+        grid for grid in ("iq2_xxs", "iq2_xs", "iq2_s", "iq3_xxs", "iq3_s", "f16", "f32") if codes.has_codes(grid)
+    ]
     assert without == []

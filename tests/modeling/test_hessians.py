@@ -1,4 +1,4 @@
-"""Layers' Hessians against direct computation, shared where layers share inputs, and left out where they are too large."""
+"""Layers' Hessians against direct computation, shared where layers share inputs, left out where they are too large."""
 
 from pathlib import Path
 from typing import Any
