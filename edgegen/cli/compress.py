@@ -32,6 +32,7 @@ def compress(
     memory: options.Memory = None,
     budget: options.Budget = None,
     techniques: options.Techniques = None,
+    rounding: options.Rounding = "auto",
     litertlm: options.LiteRtLm = False,
     gates: options.Gates = None,
     tui: options.Tui = False,
@@ -61,6 +62,7 @@ def compress(
         memory=memory,
         budget=budget,
         techniques=techniques,
+        rounding=rounding,
     )
     arguments["litertlm"], arguments["gates"] = litertlm, gates
     targets = options.targets_of(target)

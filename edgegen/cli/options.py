@@ -74,6 +74,14 @@ Gates = Annotated[
     str | None,
     typer.Option("--gates", help="A TOML file of limits that the artifact, evaluated against the original, must keep."),
 ]
+Rounding = Annotated[
+    str,
+    typer.Option(
+        "--rounding",
+        help="compensated (what rounding one weight does is made good in others), plain, or auto: compensated for "
+        "models that continue text.",
+    ),
+]
 LiteRtLm = Annotated[
     bool, typer.Option("--litertlm", help="Also pack the LiteRT artifact as model.litertlm, for LiteRT-LM.")
 ]
@@ -113,6 +121,7 @@ def arguments(
     memory: str | None = None,
     budget: str | None = None,
     techniques: str | None = None,
+    rounding: str = "auto",
 ) -> dict[str, Any]:
     """The command line's words as the SDK's arguments.
 
@@ -138,6 +147,7 @@ def arguments(
         "memory_bytes": parse_bytes(memory, what="--memory") if memory is not None else None,
         "budget": budget,
         "techniques": _names(techniques),
+        "rounding": rounding,
     }
 
 

@@ -31,6 +31,7 @@ def plan(
     budget: options.Budget = None,
     techniques: options.Techniques = None,
     explain: options.Explain = False,
+    rounding: options.Rounding = "auto",
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -52,6 +53,7 @@ def plan(
         memory=memory,
         budget=budget,
         techniques=techniques,
+        rounding=rounding,
     )
     one, *more = options.targets_of(target)
     if more:

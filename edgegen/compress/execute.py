@@ -89,7 +89,10 @@ def steps_of(plan: Plan) -> tuple[str, ...]:
         if choice.role != "vector":
             grids[choice.grid] = grids.get(choice.grid, 0) + 1
     words = ", ".join(f"{number} × {grid}" for grid, number in sorted(grids.items(), key=lambda item: -item[1]))
-    steps.append(f"weights rounded onto {words}")
+    matrices = [choice for choice in plan.tensors if choice.role != "vector"]
+    compensated = sum(choice.compensated for choice in matrices)
+    which = "" if compensated == len(matrices) else f" in {compensated} of {len(matrices)} matrices"
+    steps.append(f"weights rounded onto {words}" + (f", with error compensation{which}" if compensated else ""))
     return tuple(steps)
 
 

@@ -185,6 +185,80 @@ def signed_codes(packed: Bytes, grid: str, columns: int) -> NDArray[np.int8]:
     return (codes.astype(np.int16) - spec.middle).astype(np.int8)
 
 
+def read_codes(packed: Bytes, grid: str, columns: int) -> NDArray[np.uint8]:
+    """(R, row bytes) → (R, C) codes, as stored."""
+    spec = NAMES[grid]
+    parts = split(packed, grid, columns)
+    codes = _from_bits(parts.packed, spec.bits, spec.block or columns).reshape(len(packed), -1)
+    return np.ascontiguousarray(codes[:, :columns])
+
+
+def write_codes(packed: Bytes, grid: str, codes: NDArray[np.uint8]) -> Bytes:
+    """Packed rows with (R, C) codes in place of their own; scales, zero points and padding stay. A copy."""
+    spec = NAMES[grid]
+    rows, columns = codes.shape
+    parts = split(packed, grid, columns)
+    kept = _from_bits(parts.packed, spec.bits, spec.block or columns)
+    flat = kept.reshape(rows, -1)
+    flat[:, :columns] = codes
+    found = packed.copy()
+    found[:, : parts.packed[0].size if rows else 0] = _to_bits(flat.reshape(kept.shape), spec.bits).reshape(rows, -1)
+    return found
+
+
+def scales_and_zeros(packed: Bytes, grid: str, columns: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """(R, B) scales, and zero points where they are stored: zeros in the other grids."""
+    parts = split(packed, grid, columns)
+    scales = parts.scales.astype(np.float64)
+    if parts.zeros is None:
+        return scales, np.zeros_like(scales)
+    return scales, _from_bits(parts.zeros, NAMES[grid].bits, scales.shape[1]).astype(np.float64)
+
+
+def rescale(packed: Bytes, grid: str, columns: int, factors: NDArray[np.float64]) -> Bytes:
+    """Packed rows of one block with their scales multiplied by (R,) factors, as far as they can be stored; a copy."""
+    spec = NAMES[grid]
+    start = spec.block_bytes(columns)
+    scales, _ = scales_and_zeros(packed, grid, columns)
+    kind = np.float32 if spec.scale_bytes == 4 else np.float16
+    stored = _storable((scales * factors[:, None]).astype(np.float32), spec).astype(kind)
+    found = packed.copy()
+    found[:, start : start + spec.scale_bytes] = np.ascontiguousarray(stored).view(np.uint8)
+    return found
+
+
+def join_columns(parts: list[Bytes], grid: str, columns: int) -> Bytes:
+    """Whole rows of C columns from packed pieces of them, of whole blocks each (the last may be shorter)."""
+    spec = NAMES[grid]
+    assert spec.block, "rows with one scale come in one piece"
+    codes, scales, zeros = [], [], []
+    left = columns
+    for part in parts:
+        # A piece's columns follow from its size: blocks of bytes, scales and zero points.
+        blocks = next(n for n in range(1, 1 + spec.blocks(left)) if _width_of(spec, n) == part.shape[1])
+        width = min(blocks * spec.block, left)
+        piece = split(part, grid, width)
+        codes.append(piece.packed)
+        scales.append(piece.scales)
+        if piece.zeros is not None:
+            zeros.append(_from_bits(piece.zeros, spec.bits, blocks))
+        left -= width
+    rows = len(parts[0])
+    kind = np.float32 if spec.scale_bytes == 4 else np.float16
+    joined = [
+        np.concatenate(codes, axis=1).reshape(rows, -1),
+        np.ascontiguousarray(np.concatenate(scales, axis=1).astype(kind)).view(np.uint8).reshape(rows, -1),
+    ]
+    if zeros:
+        joined.append(_to_bits(np.concatenate(zeros, axis=1), spec.bits))
+    return np.concatenate(joined, axis=1)
+
+
+def _width_of(spec: Uniform, blocks: int) -> int:
+    zeros = -(-blocks * spec.bits // 8) if spec.zero_points else 0
+    return blocks * (spec.block_bytes(spec.block) + spec.scale_bytes) + zeros
+
+
 def _round(
     weights: Floats, spec: Uniform, importance: Floats | None
 ) -> tuple[NDArray[np.uint8], Floats, NDArray[np.uint8]]:

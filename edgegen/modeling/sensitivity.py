@@ -3,6 +3,10 @@
 Linear layers inside the blocks take the Fisher quadratic of `statistics`. Embedding and head are measured by running
 the model with them rounded, because their errors are not small in the same sense; where many grids would take too
 long, some are measured and the rest interpolated: ln KL is close to linear in ln(relative squared error).
+
+Compensated rounding takes much longer than plain one, so a layer's grids are priced by plain rounding, times the part
+of the error that is expected to remain; a few grids are then tried on the whole model with the rounding that will be
+done, and the prices corrected by what they show.
 """
 
 from __future__ import annotations
@@ -80,7 +84,8 @@ def measure_sensitivity(
     blocks = [t for t in tensors if t.layer >= 0]
     tables = [t for t in tensors if t.layer < 0]
     fits = {t.name: fitting_grids(t, target, allowed) for t in tensors}
-    anchors = anchors_of(fits, blocks, target)
+    compensated = {g for t in blocks for g in fits[t.name] if source.compensates(t.name, g)}
+    anchors = anchors_of(fits, blocks, target, compensated)
     task, summary = task_of(source.summary), source.summary
 
     def distance() -> float:
@@ -103,8 +108,10 @@ def measure_sensitivity(
         shape = (sample.gradients.shape[-1], sample.inputs.shape[-1])
         found = {}
         for grid in fits[tensor.name]:
-            change = torch.from_numpy((source.rounded(tensor.name, grid) - original)[: shape[0], : shape[1]])
-            found[grid] = fisher_kl(sample, change, statistics.weight)
+            rounded = source.rounded(tensor.name, grid, plain=True)
+            change = torch.from_numpy((rounded - original)[: shape[0], : shape[1]])
+            remains = source.compensation_gain(tensor.name) if source.compensates(tensor.name, grid) else 1.0
+            found[grid] = remains * fisher_kl(sample, change, statistics.weight)
         return tensor.name, found
 
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -126,7 +133,8 @@ def measure_sensitivity(
         step()
     for tensor in blocks:
         for grid in prices[tensor.name]:
-            prices[tensor.name][grid] *= factor_of(factors, grid, target)
+            alike = {name: value for name, value in factors.items() if (name in compensated) == (grid in compensated)}
+            prices[tensor.name][grid] *= factor_of(alike or factors, grid, target)
     finest = {t.name: fits[t.name][-1] for t in tensors}
     int8 = {name: next((g for g in fits[name] if activation[g] != "float"), "") for name in finest}
     with rounded_model(
@@ -142,16 +150,29 @@ def common_activation(int8: dict[str, str], activation: Mapping[str, str]) -> st
     return max(set(kinds), key=kinds.count) if kinds else "float"
 
 
-def anchors_of(fits: dict[str, tuple[str, ...]], blocks: list[TensorInfo], target: Target) -> list[str]:
-    """Up to four grids, spread over the bits, that at least half of the layers can take."""
+def anchors_of(
+    fits: dict[str, tuple[str, ...]],
+    blocks: list[TensorInfo],
+    target: Target,
+    compensated: set[str] | frozenset[str] = frozenset(),
+) -> list[str]:
+    """Grids that at least half of the layers can take, spread over the bits: up to four, or where only some grids are
+    compensated four of those and two others."""
     counted = [g for g in target.grid_names if sum(g in fits[t.name] for t in blocks) * 2 >= len(blocks)]
     ranked = sorted(
         (g for g in counted if target.grid(g).bits_per_weight < 12),
         key=lambda g: target.grid(g).bits_per_weight,
     )
-    if len(ranked) <= 4:
+    some = [g for g in ranked if g in compensated]
+    if not some:
+        return _spread(ranked, 4)
+    return _spread(some, 4) + _spread([g for g in ranked if g not in compensated], 2)
+
+
+def _spread(ranked: list[str], number: int) -> list[str]:
+    if len(ranked) <= number:
         return ranked
-    return [ranked[round(i * (len(ranked) - 1) / 3)] for i in range(4)]
+    return [ranked[round(i * (len(ranked) - 1) / (number - 1))] for i in range(number)]
 
 
 def factor_of(factors: dict[str, float], grid: str, target: Target) -> float:

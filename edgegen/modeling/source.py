@@ -5,6 +5,9 @@ zero channels: zero rows in gate and up, zero columns in down. That changes no o
 into blocks are worth more than the padding costs.
 
 Packing works row by row, so a trimmed vocabulary's packed table is a selection of the whole table's packed rows.
+
+Where a layer's Hessian is known and the grid has a code for each weight, rounding errors are compensated
+(`compensation`); elsewhere weights are rounded one by one.
 """
 
 from __future__ import annotations
@@ -20,7 +23,9 @@ import torch
 from numpy.typing import NDArray
 
 from edgegen import grids
+from edgegen.modeling import compensation
 from edgegen.modeling.checkpoint import Checkpoint
+from edgegen.modeling.hessians import Hessians
 from edgegen.modeling.load import stored_names
 from edgegen.modeling.summary import is_transposed
 from edgegen.records.model import ModelSummary, TensorInfo
@@ -30,6 +35,8 @@ _FFN_IN_BIAS = re.compile(r"\.(mlp\.(gate_proj|up_proj|c_fc|fc1)|intermediate\.d
 _FIRST_FACTOR, _SECOND_FACTOR = ".0.weight", ".1.weight"
 """Ends of the names of a factorised matrix's two parts: (rank, inputs) and (outputs, rank)."""
 CACHE_BYTES = 1_500_000_000
+_FACTORS_KEPT = 3
+"""Factored Hessians in memory: those that the tensors rounded next may share."""
 
 
 class TensorSource:
@@ -58,7 +65,10 @@ class TensorSource:
         self._shape = {t.name: (t.rows, t.columns) for t in self.summary.tensors}
         self._original_shape = {t.name: (t.rows, t.columns) for t in summary.tensors}
         self._importance: dict[str, NDArray[np.float32]] = {}
-        self._cache: collections.OrderedDict[tuple[str, str], NDArray[np.uint8]] = collections.OrderedDict()
+        self._hessians: Hessians | None = None
+        self._factors: collections.OrderedDict[str, compensation.Factored] = collections.OrderedDict()
+        self._factoring = threading.Lock()
+        self._cache: collections.OrderedDict[tuple[str, str, bool], NDArray[np.uint8]] = collections.OrderedDict()
         self._cached_bytes = 0
         self._lock = threading.Lock()
 
@@ -67,8 +77,28 @@ class TensorSource:
         padded = {name: np.pad(values, (0, self._shape[name][1] - len(values))) for name, values in importance.items()}
         with self._lock:
             self._importance = padded
-            self._cache.clear()
-            self._cached_bytes = 0
+            self._forget()
+
+    def use_hessians(self, hessians: Hessians | None) -> None:
+        """Compensate rounding errors where these allow it; None: nowhere."""
+        with self._lock, self._factoring:
+            self._hessians = hessians
+            self._factors.clear()
+            self._forget()
+
+    def _forget(self) -> None:
+        self._cache.clear()
+        self._cached_bytes = 0
+
+    def compensates(self, name: str, grid: str) -> bool:
+        """Whether `packed` rounds a tensor onto a grid with its errors compensated."""
+        return self._hessians is not None and name in self._hessians and compensation.can_compensate(grid)
+
+    def compensation_gain(self, name: str) -> float:
+        """What part of a tensor's rounding error is expected to remain once it is compensated; 1 where it is not."""
+        if self._hessians is None or name not in self._hessians:
+            return 1.0
+        return compensation.remaining_share(self._factored(name))
 
     def matrix(self, name: str) -> NDArray[np.float32]:
         """One tensor as exported: (R, C), vectors as (1, C); padded.
@@ -85,14 +115,22 @@ class TensorSource:
             return values
         return np.pad(values, ((0, rows - values.shape[0]), (0, columns - values.shape[1])))
 
-    def packed(self, name: str, grid: str) -> NDArray[np.uint8]:
-        """One tensor rounded onto a grid: (R, row bytes) uint8. Kept in memory up to a limit."""
-        key = (name, grid)
+    def packed(self, name: str, grid: str, *, plain: bool = False) -> NDArray[np.uint8]:
+        """One tensor rounded onto a grid: (R, row bytes) uint8. Kept in memory up to a limit.
+
+        Args:
+            plain: without compensating errors, whether or not that would be possible.
+        """
+        compensated = not plain and self.compensates(name, grid)
+        key = (name, grid, compensated)
         with self._lock:
             if key in self._cache:
                 self._cache.move_to_end(key)
                 return self._cache[key]
-        packed = grids.pack(self.matrix(name), grid, self._importance.get(name))
+        if compensated:
+            packed = compensation.pack_compensated(self.matrix(name), grid, self._factored(name))
+        else:
+            packed = grids.pack(self.matrix(name), grid, self._importance.get(name))
         with self._lock:
             if key not in self._cache:  # another thread may have been as quick
                 self._cached_bytes += packed.nbytes
@@ -102,9 +140,24 @@ class TensorSource:
                 self._cached_bytes -= old.nbytes
         return packed
 
-    def rounded(self, name: str, grid: str) -> NDArray[np.float32]:
-        """What a tensor becomes on a grid, in the exported orientation and padded width."""
-        return grids.unpack(self.packed(name, grid), grid, self._shape[name][1])
+    def rounded(self, name: str, grid: str, *, plain: bool = False) -> NDArray[np.float32]:
+        """What a tensor becomes on a grid, in the exported orientation and padded width; arguments as `packed`."""
+        return grids.unpack(self.packed(name, grid, plain=plain), grid, self._shape[name][1])
+
+    def _factored(self, name: str) -> compensation.Factored:
+        """A layer's Hessian of the padded width, factored once for the tensors that share it."""
+        assert self._hessians is not None, "only asked for where there are some"
+        number = self._hessians.file_of(name)
+        with self._factoring:
+            if number not in self._factors:
+                hessian = self._hessians.read(number)
+                extra = self._shape[name][1] - len(hessian)
+                self._factors[number] = compensation.factored(np.pad(hessian, (0, extra)))
+            self._factors.move_to_end(number)
+            found = self._factors[number]
+            while len(self._factors) > _FACTORS_KEPT:
+                self._factors.popitem(last=False)
+        return found
 
     def round_rows(self, name: str, grid: str, rows: NDArray[np.float32]) -> NDArray[np.float32]:
         """What some of an unpadded tensor's rows become on a grid: (rows, C)."""

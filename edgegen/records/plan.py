@@ -36,6 +36,8 @@ class TensorChoice(Record, frozen=True):
     larger: Option | None = None
     """The next dearer one."""
     why: str = ""
+    compensated: bool = False
+    """Whether rounding errors are compensated, instead of rounding each weight by itself."""
 
 
 class VocabularyChoice(Record, frozen=True):

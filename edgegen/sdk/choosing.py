@@ -79,7 +79,10 @@ def plan_of(
         budgets=budgets,
         prefer=prefer,
         vocabulary=msgspec.structs.replace(choice, why=choice.why or _vocabulary_why(choice)),
-        tensors=choices_of(solution),
+        tensors=tuple(
+            msgspec.structs.replace(one, compensated=job.source.compensates(one.name, one.grid))
+            for one in choices_of(solution)
+        ),
         settings=job.settings,
         prediction=prediction,
         baseline=_baseline(job, problem),

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from edgegen import __version__
 from edgegen.common.codec import canonical_json
 from edgegen.export.registry import exporter_for
+from edgegen.modeling.hessians import Hessians
 from edgegen.modeling.source import CACHE_BYTES, TensorSource
 from edgegen.records.plan import Settings
 from edgegen.records.profile import Profile
@@ -19,6 +20,9 @@ from edgegen.sdk.subject import CheckedModel, Subject, require_family
 
 STRUCTURES = "structures"
 """Folder of derived checkpoints in a workspace."""
+
+HESSIANS = "hessians"
+"""Folder that `measure` saves layers' Hessians in where rounding is to be compensated."""
 
 
 class Job:
@@ -63,6 +67,15 @@ class Job:
             pad=max(blocks, default=1) > 1,
             cache_bytes=0 if subject.is_streamed else CACHE_BYTES,
         )
+
+    def use_statistics(self, folder: Path, *, compensated: bool) -> None:
+        """Round with what `measure` saved about the layers' inputs.
+
+        Args:
+            compensated: whether rounding errors are made good where a layer's Hessian allows it.
+        """
+        self.source.use_importance(read_importance(folder / "importance.npz"))
+        self.source.use_hessians(Hessians(folder / HESSIANS) if compensated else None)
 
     @property
     def settings(self) -> Settings:

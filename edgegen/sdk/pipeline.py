@@ -25,7 +25,7 @@ from edgegen.records.plan import Infeasible, Plan
 from edgegen.records.profile import Profile
 from edgegen.records.report import Report
 from edgegen.sdk import stages
-from edgegen.sdk.job import STRUCTURES, Job, derived_job
+from edgegen.sdk.job import HESSIANS, STRUCTURES, Job, derived_job
 from edgegen.sdk.output import (
     EVALUATION,
     Notify,
@@ -37,7 +37,7 @@ from edgegen.sdk.output import (
     typed_command,
 )
 from edgegen.sdk.subject import Subject
-from edgegen.sdk.wishes import Wanted, Wishes, fit_task, resolve
+from edgegen.sdk.wishes import Rounding, Wanted, Wishes, fit_task, resolve
 from edgegen.sdk.workspace import Workspace
 
 _JUDGED_ROWS = 200
@@ -248,11 +248,15 @@ class _Run:
 def _plan(run: _Run, job: Job, wanted: Wanted) -> Plan:
     folder, grids, vocab, keep = run.folder, wanted.grids, wanted.vocab, wanted.keep
     measuring = {**job.identity, "grids": grids, "vocab": vocab, **({"keep": keep} if keep else {})}
+    is_compensated = wanted.rounding == "compensated" and not job.subject.is_streamed
+    rounding: Rounding = "compensated" if is_compensated else "plain"
+    measuring["rounding"] = rounding
+    outputs = ("measured.json", "importance.npz", "vocabularies.npz")
     run.stage(
         "measure",
         measuring,
-        ("measured.json", "importance.npz", "vocabularies.npz"),
-        lambda tell: stages.measure(job, folder, grids=grids, vocab=vocab, keep=keep, progress=tell),
+        (*outputs, HESSIANS) if rounding == "compensated" else outputs,
+        lambda tell: stages.measure(job, folder, grids=grids, vocab=vocab, keep=keep, rounding=rounding, progress=tell),
     )
     searched: dict[str, Any] = {}
     if wanted.search_seconds:
@@ -276,6 +280,7 @@ def _plan(run: _Run, job: Job, wanted: Wanted) -> Plan:
                 grids=grids,
                 vocab=vocab,
                 keep=keep,
+                rounding=rounding,
                 techniques=wanted.techniques,
                 seconds=wanted.search_seconds,
                 progress=tell,
@@ -292,7 +297,15 @@ def _plan(run: _Run, job: Job, wanted: Wanted) -> Plan:
     }
 
     def work(tell: Callable[[int, int], None]) -> None:
-        found = stages.make_plan(job, folder, budgets=wanted.budgets, prefer=wanted.prefer, grids=grids, progress=tell)
+        found = stages.make_plan(
+            job,
+            folder,
+            budgets=wanted.budgets,
+            prefer=wanted.prefer,
+            grids=grids,
+            rounding=rounding,
+            progress=tell,
+        )
         if isinstance(found, Infeasible):
             raise _NoPlanError(found)
 

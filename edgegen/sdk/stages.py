@@ -33,7 +33,7 @@ from edgegen.records.profile import Budgets
 from edgegen.records.structure import Search
 from edgegen.sdk import streaming
 from edgegen.sdk.choosing import Contender, best_of, plan_of
-from edgegen.sdk.job import Job, derived_job, measured_folder, read_importance
+from edgegen.sdk.job import HESSIANS, Job, derived_job, measured_folder
 from edgegen.sdk.planning import (
     SolutionScorer,
     build_problem,
@@ -42,6 +42,7 @@ from edgegen.sdk.planning import (
 )
 from edgegen.sdk.structures import StructureSearch
 from edgegen.sdk.subject import vocab_number
+from edgegen.sdk.wishes import Rounding
 
 Progress = Callable[[int, int], None]
 
@@ -55,14 +56,17 @@ def measure(
     grids: tuple[str, ...] | None,
     vocab: str,
     keep: tuple[str, ...] = (),
+    rounding: Rounding = "plain",
     progress: Progress | None = None,
 ) -> Measured:
-    """Price grids and vocabularies on calibration text; writes measured.json, importance.npz, vocabularies.npz.
+    """Price grids and vocabularies on calibration text; writes measured.json, importance.npz, vocabularies.npz, and
+    hessians/ where rounding is to be compensated.
 
     Args:
         grids: candidates named by the user; None: what the target plans with.
         vocab: `auto`, `keep`, or a number of tokens.
         keep: tokens, or text whose tokens, stay in a trimmed vocabulary.
+        rounding: how weights will be rounded; the same for all stages in this folder.
 
     Raises:
         ConfigError: an unknown grid or a bad `vocab`.
@@ -81,10 +85,10 @@ def measure(
     subject = job.subject
     if subject.is_streamed:
         found = streaming.measure(job, grids, vocab, progress)
+        _save_arrays(folder / "importance.npz", found.importance)
         return _save_measured(
             folder,
             found.sensitivity,
-            found.importance,
             list(found.vocabularies),
             calibration_tokens=found.calibration_tokens,
             scored_tokens=found.scored_tokens,
@@ -93,7 +97,10 @@ def measure(
     scored = scored_windows(subject, subject.tokenizer)
     model = job.base.model
     statistics = subject.statistics if job.base is subject else subject.statistics_of(job.base)
-    job.source.use_importance(statistics.importance)
+    _save_arrays(folder / "importance.npz", statistics.importance)
+    compensated = rounding == "compensated"
+    uncompensated = subject.save_hessians(job.base, folder / HESSIANS) if compensated else ()
+    job.use_statistics(folder, compensated=compensated)
     reference = subject.task.outputs(model, subject.summary, scored)
     original = reference if job.base is subject else subject.task.outputs(subject.model, subject.summary, scored)
     sensitivity = measure_sensitivity(
@@ -103,25 +110,22 @@ def measure(
     return _save_measured(
         folder,
         sensitivity,
-        statistics.importance,
         options,
         calibration_tokens=subject.calibration_tokens,
         scored_tokens=sum(window.tokens for window in scored),
-        notes=tuple(notes),
+        notes=(*notes, *uncompensated),
     )
 
 
 def _save_measured(
     folder: Path,
     sensitivity: Sensitivity,
-    importance: dict[str, NDArray[np.float32]],
     options: list[VocabularyOption],
     *,
     calibration_tokens: int,
     scored_tokens: int,
     notes: tuple[str, ...],
 ) -> Measured:
-    _save_arrays(folder / "importance.npz", importance)
     _save_arrays(folder / "vocabularies.npz", {str(o.choice.size): o.kept for o in options if o.kept is not None})
     measured = Measured(
         schema=1,
@@ -144,6 +148,7 @@ def make_plan(
     budgets: Budgets,
     prefer: str,
     grids: tuple[str, ...] | None,
+    rounding: Rounding = "plain",
     progress: Progress | None = None,
 ) -> Plan | Infeasible:
     """Choose within budgets; writes plan.json if a plan keeps them.
@@ -160,7 +165,7 @@ def make_plan(
         own = derived_job(job, folder, name, grids)
         place = measured_folder(folder, name)
         measured = load_json(place / "measured.json", Measured)
-        own.source.use_importance(read_importance(place / "importance.npz"))
+        own.use_statistics(place, compensated=rounding == "compensated")
         problem = build_problem(own, measured, kept_ids, budgets, prefer, grids)
         streamed = job.subject.is_streamed
         scorer = streaming.StreamedScorer(own, progress) if streamed else SolutionScorer(own, kept_ids, progress)
@@ -183,6 +188,7 @@ def search_structures(
     grids: tuple[str, ...] | None,
     vocab: str,
     keep: tuple[str, ...] = (),
+    rounding: Rounding = "plain",
     techniques: tuple[str, ...] | None,
     seconds: float,
     progress: Progress | None = None,
@@ -202,20 +208,20 @@ def search_structures(
             hint="Leave --budget out, or give --memory more.",
         )
     measured = load_json(folder / "measured.json", Measured)
-    job.source.use_importance(read_importance(folder / "importance.npz"))
+    job.use_statistics(folder, compensated=rounding == "compensated")
     problem = build_problem(job, measured, read_vocabularies(folder), budgets, prefer, grids)
     search = StructureSearch(job, folder, problem, grids=grids, seconds=seconds, progress=progress).run(techniques)
     for tried in search.tried:
         if tried.finalist:
             own = derived_job(job, folder, tried.name, grids)
-            measure(own, measured_folder(folder, tried.name), grids=grids, vocab=vocab, keep=keep, progress=progress)
+            place = measured_folder(folder, tried.name)
+            measure(own, place, grids=grids, vocab=vocab, keep=keep, rounding=rounding, progress=progress)
     return search
 
 
 def compress(job: Job, folder: Path, plan: Plan, *, progress: Progress | None = None) -> None:
     """Round and pack every tensor; writes compressed/."""
-    place = measured_folder(folder, plan.structure_name)
-    job.source.use_importance(read_importance(place / "importance.npz"))
+    job.use_statistics(measured_folder(folder, plan.structure_name), compensated=_is_compensated(plan))
     compress_model(
         plan,
         job.source,
@@ -254,8 +260,7 @@ def reference(job: Job, folder: Path, plan: Plan, *, progress: Progress | None =
     """Save what the original says on held-out text; writes reference/."""
     subject = job.subject
     kept = read_kept(folder, plan)
-    place = measured_folder(folder, plan.structure_name)
-    job.source.use_importance(read_importance(place / "importance.npz"))
+    job.use_statistics(measured_folder(folder, plan.structure_name), compensated=_is_compensated(plan))
     grids = {choice.name: choice.grid for choice in plan.tensors}
     if subject.summary.pooling is not None:
         save_vectors(
@@ -289,6 +294,10 @@ def reference(job: Job, folder: Path, plan: Plan, *, progress: Progress | None =
         base=job.base.model,
         progress=progress,
     )
+
+
+def _is_compensated(plan: Plan) -> bool:
+    return any(choice.compensated for choice in plan.tensors)
 
 
 def read_kept(folder: Path, plan: Plan) -> NDArray[np.int64] | None:

@@ -16,6 +16,7 @@ import psutil
 
 from edgegen.errors import ConfigError, UnsupportedError
 from edgegen.modeling.checkpoint import Checkpoint
+from edgegen.modeling.hessians import save_hessians
 from edgegen.modeling.load import (
     check_model,
     empty_model,
@@ -35,6 +36,8 @@ from edgegen.records.target import Target
 
 CALIBRATION_TOKENS = 8192
 SCORED_TOKENS = 4096
+HESSIAN_TOKENS = 16384
+"""For compensated rounding, which learns more from its text than importance does and needs no backward pass."""
 
 
 class CheckedModel:
@@ -134,6 +137,17 @@ class Subject(CheckedModel):
         """The same of a model that was derived from this one."""
         return self.task.statistics(base.model, base.summary, self._calibration)
 
+    def save_hessians(self, base: CheckedModel, folder: Path) -> tuple[str, ...]:
+        """Gather what goes into each layer on the calibration rows, for compensated rounding.
+
+        Args:
+            base: this model, or one that was derived from it.
+
+        Returns:
+            Notes on what is left out.
+        """
+        return save_hessians(base.model, base.summary, self._windows(HESSIAN_TOKENS), folder)
+
     @functools.cache  # noqa: B019 - a subject lives as long as its command
     def vocabularies(self, vocab: str, keep: tuple[str, ...] = ()) -> tuple[list[VocabularyOption], list[str]]:
         """The whole vocabulary, and trimmed ones where the user's data says what is needed; with notes.
@@ -174,11 +188,11 @@ class Subject(CheckedModel):
 
     @functools.cached_property
     def _calibration(self) -> list[Any]:
+        return self._windows(CALIBRATION_TOKENS)
+
+    def _windows(self, tokens: int) -> list[Any]:
         return self.task.windows(
-            self.tokenizer,
-            self.split.calibration,
-            max_tokens=CALIBRATION_TOKENS,
-            window_tokens=self.window_tokens,
+            self.tokenizer, self.split.calibration, max_tokens=tokens, window_tokens=self.window_tokens
         )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import TypedDict
+from typing import Literal, TypedDict
 
 import msgspec
 
@@ -17,6 +17,8 @@ from edgegen.records.evaluation import Gates
 from edgegen.records.learning import Restore
 from edgegen.records.model import Task
 from edgegen.records.profile import Budgets, Profile
+
+Rounding = Literal["compensated", "plain"]
 
 
 class Wishes(TypedDict, total=False):
@@ -52,6 +54,10 @@ class Wishes(TypedDict, total=False):
     `10m`, `1h` or `overnight`. None: only the vocabulary and the grids are chosen."""
     techniques: tuple[str, ...] | None
     """Those that may be used within `budget`; None: all of them."""
+    rounding: str
+    """`compensated`: what rounding a weight does to a layer's outputs is made good in its other weights, as far as the
+    grid allows; `plain`: each weight goes to its nearest level; `auto` (the default): compensated for models that
+    continue text."""
     litertlm: bool
     """Whether the LiteRT artifact is also packed as one `.litertlm` file, for LiteRT-LM."""
     gates: Gates | str | None
@@ -77,6 +83,8 @@ class Wanted(msgspec.Struct, frozen=True):
     techniques: tuple[str, ...] | None = None
     gates: Gates | None = None
     """None: the artifact is not evaluated."""
+    rounding: str = "auto"
+    """One of `Rounding`, or auto until the model is known."""
     given: frozenset[str] = frozenset()
     """Budgets that are not the profile's own."""
 
@@ -128,6 +136,9 @@ def resolve(profile: str | Profile, targets: tuple[str, ...], wishes: Wishes) ->
     sized = "max_bytes" in given or "max_rss_bytes" in given
     if prefer == "auto":
         prefer = "quality" if sized else "size"
+    rounding = wishes.get("rounding", "auto")
+    if rounding not in ("auto", "compensated", "plain"):
+        raise ConfigError(f"rounding: {rounding!r} is not one of auto, compensated, plain")
     budgets = msgspec.structs.replace(found.budgets, **given)
     if prefer == "quality" and sized and "max_kl" not in given:
         # The user set the size: quality is what it buys, not a second limit that they did not ask for.
@@ -147,6 +158,7 @@ def resolve(profile: str | Profile, targets: tuple[str, ...], wishes: Wishes) ->
         search_seconds=_search_seconds(wishes),
         techniques=wishes.get("techniques"),
         gates=load_gates(gates) if isinstance(gates, str) else gates,
+        rounding=rounding,
         given=frozenset(given),
     )
 
@@ -202,13 +214,18 @@ def read_kept_tokens(keep: str | Path | tuple[str, ...] | None) -> tuple[str, ..
 
 
 def fit_task(wanted: Wanted, task: Task) -> Wanted:
-    """Keep the limit on quality that a model of this kind is judged by.
+    """Keep the limit on quality that a model of this kind is judged by, and choose how it is rounded.
 
     Raises:
+        UnsupportedError: compensated rounding was asked for and this kind of model has none.
         ConfigError: the other kind's limit was given, there is none where size or speed is preferred, or an encoder is
             to be packed for an engine that writes text.
     """
     budgets, given = wanted.budgets, wanted.given
+    if wanted.rounding == "auto":
+        wanted = msgspec.structs.replace(wanted, rounding="compensated" if task == "causal" else "plain")
+    elif wanted.rounding == "compensated" and task == "encoder":
+        raise UnsupportedError("an encoder's weights are rounded one by one", hint="Leave out --rounding.")
     if task == "causal":
         if "min_cosine" in given:
             raise ConfigError("--min-cosine is for encoders; this model continues text", hint="Use --max-kl.")

@@ -205,6 +205,11 @@ def test_steps_in_words(base: Plan, llama: Opened) -> None:
     name = "model.layers.0.mlp.up_proj.weight"
     (only,) = steps_of(plan_for(base, llama, {name: "q4_0"}))
     assert only == "weights rounded onto 14 × q8_0, 1 × q4_0"
+    plan = plan_for(base, llama)
+    some = {"model.layers.0.mlp.up_proj.weight", "model.layers.0.mlp.down_proj.weight"}
+    tensors = tuple(msgspec.structs.replace(t, compensated=t.name in some) for t in plan.tensors)
+    (only,) = steps_of(msgspec.structs.replace(plan, tensors=tensors))
+    assert only == "weights rounded onto 15 × q8_0, with error compensation in 2 of 15 matrices"
     first, _ = steps_of(plan_for(base, llama, size=320))
     assert first == "vocabulary trimmed from 400 to 320 tokens"
 

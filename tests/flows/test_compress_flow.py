@@ -40,6 +40,7 @@ def test_everything_is_written_and_nothing_is_left_over(finished: Path) -> None:
         "artifact",
         "build.json",
         "compressed",
+        "hessians",
         "importance.npz",
         "measured.json",
         "plan.json",
@@ -92,6 +93,22 @@ def test_the_same_again_skips_everything(compress: Any, finished_copy: Path) -> 
     assert done_before(done) == [True] * 6
     assert {p: digest_file(p) for p in before} == before
     assert msgspec.json.decode(done.out, type=Report) == load_json(finished_copy / "report.json", Report)
+
+
+@pytest.mark.slow
+def test_rounding_is_a_wish_and_gives_the_same_bytes_each_time(compress: Any, finished: Path, tmp_path: Path) -> None:
+    plan = load_json(finished / "plan.json", Plan)
+    inside = [choice for choice in plan.tensors if choice.role != "vector" and choice.layer >= 0]
+    assert any(choice.compensated for choice in inside)
+    assert "error compensation" in (finished / "report.html").read_text()
+    assert compress(tmp_path / "again").code == 0
+    ours, again = finished / "artifact" / "model.gguf", tmp_path / "again" / "artifact" / "model.gguf"
+    assert digest_file(again) == digest_file(ours)
+    assert compress(tmp_path / "again", "--rounding", "plain").code == 0
+    assert not any(choice.compensated for choice in load_json(tmp_path / "again" / "plan.json", Plan).tensors)
+    assert not (tmp_path / "again" / "hessians").exists()
+    done = compress(tmp_path / "again", "--rounding", "up")
+    assert done.code == 2 and "'up' is not one of auto, compensated, plain" in done.err
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ import pytest
 
 from edgegen.catalog import load_target
 from edgegen.modeling.forward import counted_log_probs, mean_kl
+from edgegen.modeling.hessians import Hessians, save_hessians
 from edgegen.modeling.sensitivity import Sensitivity, _interpolated, fitting_grids, measure_sensitivity
 from edgegen.modeling.simulate import rounded_model
 from edgegen.modeling.statistics import collect_statistics
@@ -108,6 +109,24 @@ def test_planned_grids_are_smallest_first_and_fit() -> None:
     bits = [TARGET.grid(name).bits_per_weight for name in grids]
     assert bits == sorted(bits) and all(96 % TARGET.grid(name).block == 0 for name in grids)
     assert "f32" not in grids
+
+
+@pytest.mark.slow
+def test_compensated_grids_are_priced_as_they_will_be_rounded(
+    llama: Opened, found: tuple[Sensitivity, Any, Any], tmp_path: Path
+) -> None:
+    save_hessians(llama.model, llama.summary, windows(llama.tokenizer, 40, tokens=1200), tmp_path / "h")
+    llama.source.use_hessians(Hessians(tmp_path / "h"))
+    try:
+        ours, reference, other = measured(llama, ("q8_0", "q4_k", "q3_k", "iq3_xxs"))
+        chosen = {t.name: "q4_k" for t in llama.summary.tensors if t.quantizable and t.layer >= 0}
+        with rounded_model(llama.model, llama.source, chosen, {}):
+            whole = mean_kl(reference, counted_log_probs(llama.model, other))
+    finally:
+        llama.source.use_hessians(None)
+    assert sum(ours.kl[name]["q4_k"] for name in chosen) == pytest.approx(whole, rel=0.35)
+    assert {"q4_k", "iq3_xxs"} <= set(ours.factors), "both ways of rounding were tried on the whole"
+    assert sum(ours.kl[name]["q4_k"] for name in chosen) < sum(found[0].kl[name]["q4_k"] for name in chosen)
 
 
 def test_interpolation_is_a_line_in_logarithms() -> None:

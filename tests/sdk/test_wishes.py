@@ -2,7 +2,7 @@
 
 import pytest
 
-from edgegen.errors import ConfigError
+from edgegen.errors import ConfigError, UnsupportedError
 from edgegen.sdk.wishes import MIN_COSINE, Wishes, fit_task, resolve
 
 PROFILE = "raspberry-pi-5-8gb"
@@ -72,3 +72,15 @@ def test_a_time_budget_that_is_none_is_refused(wishes: Wishes, said: str) -> Non
 def test_an_encoder_keeps_its_structure() -> None:
     with pytest.raises(ConfigError, match="--budget is for models that continue text"):
         fit_task(resolve(PROFILE, ("gguf",), Wishes(budget="1m")), "encoder")
+
+
+def test_rounding_is_compensated_where_a_model_continues_text() -> None:
+    auto = resolve(PROFILE, ("gguf",), Wishes())
+    assert fit_task(auto, "causal").rounding == "compensated"
+    assert fit_task(auto, "encoder").rounding == "plain"
+    assert fit_task(resolve(PROFILE, ("gguf",), Wishes(rounding="plain")), "causal").rounding == "plain"
+    asked = resolve(PROFILE, ("gguf",), Wishes(rounding="compensated"))
+    with pytest.raises(UnsupportedError, match="encoder"):
+        fit_task(asked, "encoder")
+    with pytest.raises(ConfigError, match="'up' is not one of"):
+        resolve(PROFILE, ("gguf",), Wishes(rounding="up"))
