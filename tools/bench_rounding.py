@@ -70,7 +70,7 @@ def bench(model: str, data: str, target: Target, grids: tuple[str, ...], tokens:
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as scratch:
         started = time.monotonic()
-        subject.save_hessians(Path(scratch) / "hessians")
+        subject.save_hessians(subject, Path(scratch) / "hessians")
         gathering = time.monotonic() - started
         hessians = Hessians(Path(scratch) / "hessians")
         source.use_importance(
