@@ -71,8 +71,8 @@ def measure(job: Job, grids: tuple[str, ...] | None, vocab: str, progress: Progr
         )
     left_out = sorted(set(job.target.grid_names) & set(_SLOW_GRIDS)) if grids is None else []
     notes = [
-        "The model is larger than the memory it may take, so it was measured block by block on less text, and weights are "
-        "rounded one by one, without compensation."
+        "The model is larger than the memory it may take, so it was measured block by block on less text, and "
+        "weights are rounded one by one, without compensation."
     ]
     if vocab == "auto" and not subject.split.ref.generic:
         notes.append("The vocabulary stays whole: it is trimmed with the whole model in memory.")

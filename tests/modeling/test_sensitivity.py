@@ -9,7 +9,7 @@ import pytest
 from edgegen.catalog import load_target
 from edgegen.modeling.forward import counted_log_probs, mean_kl
 from edgegen.modeling.hessians import Hessians, save_hessians
-from edgegen.modeling.sensitivity import Sensitivity, _interpolated, fitting_grids, measure_sensitivity
+from edgegen.modeling.sensitivity import Sensitivity, fitting_grids, interpolated, measure_sensitivity
 from edgegen.modeling.simulate import rounded_model
 from edgegen.modeling.statistics import collect_statistics
 from edgegen.records.model import TensorInfo
@@ -131,7 +131,7 @@ def test_compensated_grids_are_priced_as_they_will_be_rounded(
 
 def test_interpolation_is_a_line_in_logarithms() -> None:
     errors = {"coarse": 1e-2, "middle": 1e-3, "fine": 1e-4}
-    found = _interpolated({"coarse": 1e-1, "fine": 1e-3}, errors, "middle")
+    found = interpolated({"coarse": 1e-1, "fine": 1e-3}, errors, "middle")
     assert found == pytest.approx(1e-2, rel=1e-6)
 
 
