@@ -187,11 +187,11 @@ class StreamedModel:
         """(T, H) inputs of the head → (T, V) with its rows on a grid; a soft cap of the family is applied."""
         head = self.frame.get_output_embeddings()
         name = self._stored[_name_of(self.frame, head) + ".weight"]
-        parts = []
+        logits = torch.empty(len(inputs), head.weight.shape[0])
         for start in range(0, head.weight.shape[0], _HEAD_ROWS):
             rows = head.weight[start : start + _HEAD_ROWS].numpy()
-            parts.append(inputs @ torch.from_numpy(self._source.round_rows(name, grid, rows)).T)
-        logits = torch.cat(parts, dim=1)
+            rounded = torch.from_numpy(self._source.round_rows(name, grid, rows))
+            logits[:, start : start + len(rows)] = inputs @ rounded.T
         if getattr(head, "bias", None) is not None:
             logits += head.bias
         cap = getattr(self.frame.config, "final_logit_softcapping", None)

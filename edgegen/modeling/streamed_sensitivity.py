@@ -246,13 +246,16 @@ def run_variants(
 
 def distance(stream: StreamedModel, original: torch.Tensor, hidden: torch.Tensor, variant: Variant) -> float:
     """Mean KL between the predictions of two models by what their last blocks gave, nats per token."""
-    total = 0.0
-    piece = 4 * batch_tokens_for(stream.frame.get_output_embeddings().weight.shape[0])
-    for mine, other in zip(original.split(piece), hidden.split(piece), strict=True):
-        expected = torch.log_softmax(stream.counted_logits(mine), dim=-1)
+    total, piece = 0.0, batch_tokens_for(stream.frame.get_output_embeddings().weight.shape[0])
+    with stream.rounded_inputs(variant.activations):
+        # A rounded head is rounded once, for all positions.
+        whole = stream.counted_logits(hidden, head_grid=variant.head) if variant.head else None
+    for start in range(0, len(original), piece):
+        some = slice(start, start + piece)
+        expected = torch.log_softmax(stream.counted_logits(original[some]), dim=-1)
         with stream.rounded_inputs(variant.activations):
-            found = torch.log_softmax(stream.counted_logits(other, head_grid=variant.head), dim=-1)
-        total += len(mine) * mean_kl(expected, found)
+            logits = stream.counted_logits(hidden[some]) if whole is None else whole[some]
+        total += len(expected) * mean_kl(expected, torch.log_softmax(logits, dim=-1))
     return total / max(1, len(original))
 
 

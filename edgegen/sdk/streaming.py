@@ -72,7 +72,8 @@ def measure(job: Job, grids: tuple[str, ...] | None, vocab: str, progress: Progr
     left_out = sorted(set(job.target.grid_names) & set(_SLOW_GRIDS)) if grids is None else []
     notes = [
         "The model is larger than the memory it may take, so it was measured block by block on less text, and "
-        "weights are rounded one by one, without compensation."
+        "weights are rounded one by one, without compensation.",
+        "No texts were written for comparison: the original would run through all its blocks for each token.",
     ]
     if vocab == "auto" and not subject.split.ref.generic:
         notes.append("The vocabulary stays whole: it is trimmed with the whole model in memory.")
