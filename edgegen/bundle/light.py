@@ -158,6 +158,11 @@ def _require_adaptable(base: Manifest, adapter: Path) -> None:
     """Refuse what cannot be a base with an adapter, before any model is loaded."""
     if not adapter.is_file():
         raise ConfigError(f"{adapter}: no such file")
+    with adapter.open("rb") as stream:
+        if stream.read(4) != b"GGUF":
+            raise ConfigError(
+                f"{adapter}: no LoRA file in GGUF", hint="llama.cpp's convert_lora_to_gguf.py writes one."
+            )
     if not TAKE_ADAPTERS & set(base.compat.runtimes):
         raise UnsupportedError(
             f"{base.name} {base.version}: is for {base.target}, and {', '.join(base.compat.runtimes)} take no adapters",

@@ -334,6 +334,8 @@ def _listed(repository: Path, now: Callable[[], float]) -> set[str]:
 
 def _timestamp(folder: Path) -> Timestamp:
     path = folder / METADATA / "timestamp.json"
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such file", hint="Is this a repository or a signed bundle?")
     try:
         return Metadata[Timestamp].from_bytes(path.read_bytes()).signed
     except RepositoryError as error:

@@ -43,6 +43,8 @@ def init(
 
     from edgegen.fleet.site import make_site
 
+    if not site:
+        raise ConfigError("no folder is named", hint="Name one for the site, like site.")
     made = make_site(Path(site), Path(keys), store)
     named = " --store …" if store else ""
     sys.stdout.write(f"{made.folder}: ready; start it with: edgegen fleet serve {site}{named}\n")

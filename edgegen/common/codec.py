@@ -76,7 +76,7 @@ def load_toml(path: Path, kind: type[T], *, may_be_empty: bool = False) -> T:
     if not tree and not may_be_empty:
         raise ConfigError(f"{path}: it says nothing", hint="Write settings into it, or leave the file out.")
     if place := _nan_in(tree):
-        raise ConfigError(f"{path}: {place}: nan is no number", hint="Leave the key out where nothing is known.")
+        raise ConfigError(f"{path}: {place}: nan is no finite number", hint="Leave the key out where nothing is known.")
     return convert(tree, kind, where=str(path))
 
 

@@ -70,6 +70,8 @@ def disk_errors(path: Path) -> Iterator[None]:
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Give a temporary path to write; on success flush it and rename it onto `path`, else remove it."""
+    if not path.name:
+        raise ConfigError(f"'{path}' names no file", hint="Give the file a name.")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with disk_errors(path):
         if path.is_dir():
@@ -131,6 +133,7 @@ def building(out: Path, *, mark: str, what: str) -> Iterator[Path]:
     place = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     old = out.with_name(f".{out.name}.{os.getpid()}.old")
     with disk_errors(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
         remove_tree(place)
         place.mkdir(parents=True)
         try:

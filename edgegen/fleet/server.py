@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import ipaddress
 import socket
 import ssl
@@ -99,7 +100,10 @@ def _listen(host: str, port: int) -> socket.socket:
     except OSError as error:
         listener.close()
         raise NetworkError(
-            f"{host}:{port}: {error.strerror or error}", hint="Choose others with --host and --port."
+            f"{host}:{port}: {error.strerror or error}",
+            hint="Choose another with --host."
+            if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL
+            else "Choose another with --port.",
         ) from error
     return listener
 

@@ -159,10 +159,11 @@ def require_output(out: Path) -> None:
         ConfigError: it does not.
     """
     if not (out / "plan.json").exists() or not (out / "artifact" / "artifact.json").exists():
-        partial = out.with_name(out.name + ".partial")
+        place = out.resolve()
+        interrupted = bool(place.name) and place.with_name(place.name + ".partial").exists()
         hint = (
             "Its making was interrupted: run the same edgegen compress again."
-            if partial.exists()
+            if interrupted
             else "Make one with: edgegen compress MODEL --profile NAME --out " + str(out)
         )
         raise ConfigError(f"{out}: no edgegen output in it", hint=hint)

@@ -1,8 +1,10 @@
 """What the agent makes of a server's answers: closed orders, numbers that come again, withdrawals, lost credentials."""
 
 import json
+import threading
 import time
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,10 @@ import pytest
 from edgegen.agent import agent as agent_module
 from edgegen.agent.agent import Agent
 from edgegen.agent.config import AgentConfig, Fleet, Limits, Repository, Serve
+from edgegen.agent.controller import Controller
+from edgegen.agent.disk import Disk
 from edgegen.agent.update import Verdict
+from edgegen.errors import TrustError
 from edgegen.records.bundle import Manifest
 from edgegen.records.deployment import Phase, Reason
 from tests.simulators.ddi_server import DdiServer
@@ -180,3 +185,23 @@ def test_a_release_that_does_not_come_up_is_looked_through(server: DdiServer, de
     device.serving.failing = True  # type: ignore[misc]
     device.work()
     assert device.serving.digest == whole(device.home.folder) == OLD.digest
+
+
+def test_a_name_that_is_taken_is_said_with_what_frees_it(tmp_path: Path) -> None:
+    class Taken(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_error(409)
+
+        def log_message(self, format: str, *words: object) -> None:
+            pass
+
+    (tmp_path / "ticket").write_text("ticket")
+    with ThreadingHTTPServer(("127.0.0.1", 0), Taken) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_address[1]}"
+        config = AgentConfig(device="kitchen-1", fleet=Fleet(url=url, enrol_token_file=str(tmp_path / "ticket")))
+        with pytest.raises(TrustError, match="'kitchen-1' with another credential") as caught:
+            Controller(config, tmp_path, Disk()).enrol({})
+        server.shutdown()
+    assert "`edgegen fleet forget`" in caught.value.hint

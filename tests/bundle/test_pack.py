@@ -189,6 +189,7 @@ def test_an_adapter_that_does_not_fit_is_not_packed(place: Path, finished: Path,
     write_bundle(place / "onnx", msgspec.structs.replace(base, target="onnx", compat=compat), files)
     for build, adapter, code, said in (
         (place / "b1", tmp_path / "nothing.gguf", 2, "no such file"),
+        (place / "b1", place / "keys" / "root.json", 2, "no LoRA file in GGUF"),
         (place / "b1", wide, 7, "incorrect shape"),
         (place / "b1", model, 7, "but got: model"),
         (place / "onnx", lora, 3, "onnxruntime-genai, onnxruntime take no adapters"),

@@ -63,7 +63,7 @@ def test_json_errors_name_file_key_and_neighbour(tmp_path: Path, text: str, word
         ("schema = 1\n[inner", "not valid TOML"),
         ("schema = 1\nschema = 2", "not valid TOML"),
         ("# schema = 1\n", "it says nothing"),
-        ("schema = 1\n[inner]\nvalue = nan", "inner.value: nan is no number"),
+        ("schema = 1\n[inner]\nvalue = nan", "inner.value: nan is no finite number"),
     ],
 )
 def test_toml_errors_name_file_and_key(tmp_path: Path, text: str, words: str) -> None:

@@ -107,6 +107,8 @@ def test_a_file_in_the_way_of_a_folder(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     with pytest.raises(ConfigError, match="folder: is a folder, and a file has to be there"):
         write_text(tmp_path / "folder", "x")
+    with pytest.raises(ConfigError, match="names no file"):
+        write_text(Path(), "x")
 
 
 def test_a_place_that_holds_something_else_is_refused(tmp_path: Path) -> None:

@@ -243,6 +243,16 @@ def test_verify_needs_an_output(root: Path, folder: str) -> None:
     looks_right(run_cli("verify", root / folder), 2, rf"{folder}: no edgegen output in it\n  Make one with: edgegen")
 
 
+@pytest.mark.parametrize("command", ["verify", "bench", "run", "pack"])
+def test_the_current_folder_is_no_output(root: Path, command: str) -> None:
+    looks_right(run_cli(command, ".", *(["x"] if command == "run" else [])), 2, r"\.: no edgegen output in it")
+
+
+@pytest.mark.parametrize(("option", "pattern"), [("--grids", "names none"), ("--data", "source is empty")])
+def test_an_option_without_a_value_is_no_default(root: Path, option: str, pattern: str) -> None:
+    looks_right(compress(root, [option, ""]), 2, pattern)
+
+
 def test_a_profile_is_asked_for(root: Path) -> None:
     found = run_cli("compress", root / "model")
     assert found.code == 2 and "--profile" in found.err and "Traceback" not in found.err

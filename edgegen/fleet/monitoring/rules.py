@@ -113,7 +113,7 @@ def load_rules(site: Path | None, *, sends: bool = True) -> AlertRules:
     path = site / FILE if site else None
     if path is None or not path.exists():
         return DEFAULTS
-    found = load_toml(path, AlertRules)
+    found = load_toml(path, AlertRules, may_be_empty=True)
     if found.schema != 1:
         raise ConfigError(f"{path}: schema {found.schema} is not known", hint="This edgegen knows schema 1.")
     seen: set[str] = set()
