@@ -117,6 +117,9 @@ def _show(plan: Plan) -> None:
         f"{expected.decode_tokens_per_s:.3g} tok/s ({expected.decode_bound}-bound); binding budget: {plan.binding}",
         highlight=False,
     )
+    compensated = sum(choice.compensated for choice in plan.tensors)
+    if compensated:
+        console.print(f"rounding: {compensated} matrices with error compensation", highlight=False)
     if expected.load_s is not None:
         console.print(f"opens in {format_seconds(expected.load_s)}, as devices load now", highlight=False)
     console.print(f"vocabulary: {plan.vocabulary.why}", highlight=False)

@@ -106,8 +106,9 @@ def _shade(bits: float) -> int:
 
 
 def _tip(choice: TensorChoice, distance: str) -> str:
+    how = " with error compensation" if choice.compensated else ""
     return (
-        f"{choice.name} ({choice.rows} × {choice.columns}): {choice.grid}, {show(_bits(choice))} bits per "
+        f"{choice.name} ({choice.rows} × {choice.columns}): {choice.grid}{how}, {show(_bits(choice))} bits per "
         f"weight, {show(choice.bytes, 'bytes')}, {distance} {show(choice.kl)}. {choice.why}"
     )
 
