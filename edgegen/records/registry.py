@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from edgegen.records.base import Record
 
-KINDS = ("data", "model", "plan", "artifact", "release")
+KINDS = ("data", "model", "plan", "artifact", "evaluation", "release")
 
 
 class Entry(Record, frozen=True):
