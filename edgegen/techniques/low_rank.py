@@ -60,8 +60,9 @@ def propose(calibration: Calibration, target: Target) -> list[Change]:
     for (tensor, moment), paying in zip(moments_of(calibration, layers), ranks, strict=True):
         sizes = [(tensor.weights, 0.0)]
         if paying:
-            parts = whiten(weight_of(calibration.model, tensor), moment)
-            prices = rank_prices(statistics.samples[tensor.name], parts, statistics.weight)
+            sample = statistics.samples[tensor.name]
+            parts = whiten(weight_of(calibration.model, tensor), moment, sample.gradients)
+            prices = rank_prices(sample, parts, statistics.weight)
             sizes += [(rank * (tensor.rows + tensor.columns), float(prices[rank])) for rank in paying]
         options.append(sizes)
     total = sum(tensor.weights for tensor in layers)
@@ -84,7 +85,9 @@ def apply(model: Any, change: Change, calibration: Calibration) -> None:
     layers = [t for t in linear_layers(calibration.model, calibration.summary) if module_name(t) in change.values]
     for tensor, moment in moments_of(calibration, layers):
         (rank,) = change.values[module_name(tensor)]
-        cut_in_two(model, tensor, whiten(weight_of(calibration.model, tensor), moment).factors(rank))
+        gradients = calibration.statistics.samples[tensor.name].gradients
+        parts = whiten(weight_of(calibration.model, tensor), moment, gradients)
+        cut_in_two(model, tensor, parts.factors(rank))
 
 
 def paying_ranks(tensor: TensorInfo) -> list[int]:

@@ -113,7 +113,9 @@ def _share_run(model: Any, run: tuple[int, ...], rank: int, calibration: Calibra
         shared = mean_weights(weights, known)
         for tensor, weight, moment in zip(group, weights, known, strict=True):
             if rank:
-                _relax(model, tensor, whiten(weight - shared, moment).factors(rank))
+                rows, _ = _places(tensor, orders[tensor.layer])
+                gradients = calibration.statistics.samples[tensor.name].gradients[..., rows]
+                _relax(model, tensor, whiten(weight - shared, moment, gradients).factors(rank))
         owner = model.get_submodule(module_name(group[0]))
         set_weight(model, group[0], shared.float())
         for tensor in group[1:]:

@@ -11,7 +11,7 @@ from edgegen.modeling.statistics import fisher_kl
 from edgegen.modeling.structure import is_factorised
 from edgegen.records.structure import Change
 from edgegen.techniques import low_rank
-from edgegen.techniques.factors import residual_factors, whiten
+from edgegen.techniques.factors import Whitened, residual_factors, whiten
 from edgegen.techniques.linear import linear_layers, moments_of, set_weight, weight_of
 from edgegen.techniques.shares import cheapest
 from tests.export.packed_models import check_strict
@@ -50,13 +50,31 @@ def test_the_error_is_least_where_the_inputs_are() -> None:
     assert with_text < 0.2 * without
 
 
+def test_outputs_count_by_their_gradients() -> None:
+    """What is left out is less where it matters more, and full rank is exact."""
+    torch.manual_seed(2)
+    weight, x = torch.randn(48, 40), torch.randn(500, 40)
+    gradients = torch.randn(3000, 48) @ torch.diag(torch.logspace(1, -2, 48))
+
+    def error(parts: Whitened) -> float:
+        first, second = parts.factors(8)
+        change = second @ first - weight
+        return float((gradients @ change @ x.T).square().mean())
+
+    moment = x.T @ x / 500
+    by_gradients = whiten(weight, moment, gradients)
+    assert error(by_gradients) < 0.8 * error(whiten(weight, moment))
+    first, second = by_gradients.factors(40)
+    torch.testing.assert_close(second @ first, weight, rtol=0, atol=1e-4)
+
+
 def test_ranks_are_priced_as_the_quadratic(tiny_llama: Path) -> None:
     calibration = calibrated(open_all(tiny_llama))
     layers = linear_layers(calibration.model, calibration.summary)
     for tensor, moment in moments_of(calibration, layers[:7]):
         weight = weight_of(calibration.model, tensor)
-        parts = whiten(weight, moment)
         sample, scale = calibration.statistics.samples[tensor.name], calibration.statistics.weight
+        parts = whiten(weight, moment, sample.gradients)
         prices = low_rank.rank_prices(sample, parts, scale)
         for rank in (0, 7, 32):
             first, second = parts.factors(rank)

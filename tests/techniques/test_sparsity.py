@@ -84,7 +84,7 @@ def test_families(family: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "grid", [*floats.NAMES, *uniform.NAMES, *(name for name in ggml.NAMES if name not in floats.NAMES)]
+    "grid", [pytest.param(grid, marks=pytest.mark.slow) if grid.startswith(SLOW) else grid for grid in GRIDS]
 )
 def test_which_grids_keep_zeros(grid: str) -> None:
     assert sparsity.keeps_zeros(grid) == (grid not in OFFSETS | CODEBOOKS)
