@@ -32,7 +32,7 @@ FREE = {"sharing", "sparsity"}
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random Llama that every technique finds something to take from."""
-    return make_tiny("llama", tmp_path_factory.mktemp("technique") / "llama", layers=4, hidden=64, ffn=256, tied=True)
+    return make_tiny("llama", tmp_path_factory.mktemp("technique") / "llama", layers=4, hidden=64, ffn=256, tied=False)
 
 
 @pytest.fixture(scope="module")

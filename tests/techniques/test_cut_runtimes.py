@@ -20,7 +20,7 @@ from tests.tiny_models import make_tiny, pack_uniform
 
 pytestmark = pytest.mark.slow
 
-SHORTER = (depth, {"layers": (1,)})
+SHORTER = (depth, {"removed": (1,)})
 NARROWER = (width, {"width": (96,)})
 BY_LAYER = (layer_width, {"widths": (64, 96)})
 FEWER = (heads, {"kv_heads": (2,)})

@@ -38,9 +38,9 @@ def test_a_block_that_does_nothing_goes_without_a_trace(family: str, tmp_path: P
     silence(cut.model, 2)
     whole = logits(cut.model)
     first, second = depth.propose(cut.calibration, ONNX)
-    assert first.values == {"layers": (2,)}
+    assert first.values == {"removed": (2,)}
     assert first.words == "layer 3 of 4 removed"
-    assert len(second.values["layers"]) == 2
+    assert len(second.values["removed"]) == 2
     model = changed(depth, first, cut)
     torch.testing.assert_close(logits(model), whole, rtol=1e-4, atol=1e-4)
     assert model.config.num_hidden_layers == 3
@@ -68,17 +68,17 @@ def deep(tmp_path_factory: pytest.TempPathFactory) -> Cut:
 
 def test_half_at_most_and_every_block_counts(deep: Cut) -> None:
     proposals = depth.propose(deep.calibration, ONNX)
-    assert [len(change.values["layers"]) for change in proposals] == [1, 2, 3]
+    assert [len(change.values["removed"]) for change in proposals] == [1, 2, 3]
     block = parameters(blocks(deep.model)[0])
     for change in proposals:
         model = copy.deepcopy(deep.model)
-        depth.remove_blocks(model, change.values["layers"])
-        assert parameters(deep.model) - parameters(model) == block * len(change.values["layers"])
+        depth.remove_blocks(model, change.values["removed"])
+        assert parameters(deep.model) - parameters(model) == block * len(change.values["removed"])
 
 
 @pytest.mark.parametrize("layers", [(0,), (2, 3), (5,)])
 def test_repair_never_hurts(layers: tuple[int, ...], deep: Cut) -> None:
-    change = depth.Change(technique="depth", values={"layers": layers}, words="")
+    change = depth.Change(technique="depth", values={"removed": layers}, words="")
     bare = copy.deepcopy(deep.model)
     depth.remove_blocks(bare, layers)
     judge = deep.calibration.parts[1]
@@ -87,7 +87,7 @@ def test_repair_never_hurts(layers: tuple[int, ...], deep: Cut) -> None:
 
 def test_kinds_of_layers_move_along(tmp_path: Path) -> None:
     cut = prepare(tmp_path, "gemma3_text", layers=4, layer_types=["sliding_attention", "full_attention"] * 2)
-    change = depth.Change(technique="depth", values={"layers": (1, 2)}, words="")
+    change = depth.Change(technique="depth", values={"removed": (1, 2)}, words="")
     model = changed(depth, change, cut)
     assert model.config.layer_types == ["sliding_attention", "full_attention"]
     assert [block.self_attn.layer_idx for block in blocks(model)] == [0, 1]

@@ -100,7 +100,7 @@ def test_what_a_repair_would_undo_is_left_alone(kind: str, tmp_path: Path) -> No
 def test_a_repaired_model_can_be_trained(tmp_path: Path) -> None:
     cut = prepare(tmp_path)
     model = copy.deepcopy(cut.model)
-    depth.apply(model, depth.Change(technique="depth", values={"layers": (0,)}, words=""), cut.calibration)
+    depth.apply(model, depth.Change(technique="depth", values={"removed": (0,)}, words=""), cut.calibration)
     model.requires_grad_(True)
     model(torch.tensor([[1, 2, 3]])).logits.sum().backward()
     assert model.model.layers[0].mlp.down_proj.weight.grad is not None
