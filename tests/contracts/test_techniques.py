@@ -62,6 +62,9 @@ def test_a_change_makes_a_model_that_runs_and_opens_again(
         pytest.skip("no runtime takes it by itself")
     before = {key: value.clone() for key, value in calibration.model.state_dict().items()}
     changes = technique.propose(calibration, target)
+    if name == "tying":
+        assert not changes, "tables of random weights have nothing in common"
+        return
     assert changes, "a model of four blocks has something to take away"
     change = changes[-1]
     assert change.technique == name and change.words
