@@ -25,7 +25,7 @@ from edgegen.errors import ConfigError, DeviceError, NetworkError, UnsupportedEr
 from edgegen.modeling.checkpoint import Checkpoint
 from edgegen.modeling.pooling import ENCODER_FAMILIES, POOLING_FILES, read_pooling
 from edgegen.modeling.structure import STRUCTURE_FILE, read_structure, restructure
-from edgegen.records.model import ModelRef
+from edgegen.records.model import ModelRef, ModelSummary
 from edgegen.records.structure import Structure
 
 TOKENIZER_FILES = (
@@ -202,6 +202,26 @@ def memory_needed(parameters: int) -> int:
     return int(parameters * _dtype_of(parameters).itemsize * 1.25) + 500_000_000
 
 
+def memory_needed_by_blocks(summary: ModelSummary) -> int:
+    """Bytes that calibrating takes with one block and one table of tokens in memory at a time."""
+    tables = [t.weights for t in summary.tensors if t.role in ("embedding", "head")]
+    return 4 * ((summary.parameters - sum(tables)) // summary.layers + max(tables)) + 500_000_000
+
+
+def require_memory(ref: ModelRef, needed: int) -> None:
+    """Refuse what cannot be held.
+
+    Raises:
+        DeviceError: fewer bytes are free than needed.
+    """
+    free = psutil.virtual_memory().available
+    if needed > free:
+        raise DeviceError(
+            f"{ref.source}: calibrating needs about {needed / 1e9:.1f} GB of memory and {free / 1e9:.1f} GB are free",
+            hint="Close other programs or use a machine with more memory.",
+        )
+
+
 def _dtype_of(parameters: int) -> torch.dtype:
     return torch.float32 if parameters <= _FP32_PARAMETERS else torch.bfloat16
 
@@ -215,13 +235,7 @@ def open_model(ref: ModelRef, *, parameters: int) -> Any:
         DeviceError: the weights would not fit into the free memory.
     """
     dtype = _dtype_of(parameters)
-    needed = memory_needed(parameters)
-    free = psutil.virtual_memory().available
-    if needed > free:
-        raise DeviceError(
-            f"{ref.source}: calibrating needs about {needed / 1e9:.1f} GB of memory and {free / 1e9:.1f} GB are free",
-            hint="Close other programs or use a machine with more memory.",
-        )
+    require_memory(ref, memory_needed(parameters))
     attention = attention_kind(ref)
     structure = read_structure(Path(ref.path))
     with quiet_transformers():

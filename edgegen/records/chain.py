@@ -56,7 +56,7 @@ class Shrink(Record, frozen=True):
     prefer: str = "auto"
     grids: tuple[str, ...] | None = None
     vocab: str = "auto"
-    gates: str = ""
+    gates: str | None = None
     """A file of limits that the artifact must keep to be packed."""
 
 

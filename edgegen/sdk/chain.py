@@ -196,8 +196,8 @@ class _Run:
         if chain.student is not None:
             found.append(("student", chain.student, self._learn, TRAINING_FILE))
         if chain.compress is not None:
-            gates = Path(chain.compress.gates)
-            limits = [digest_file(gates)] if chain.compress.gates and gates.is_file() else []
+            gates = chain.compress.gates
+            limits = [digest_file(Path(gates))] if gates and Path(gates).is_file() else []
             found.append(("build", [chain.compress, __version__, *limits], self._compress, "build.json"))
         if chain.pack is not None:
             found.append(("bundle", chain.pack, self._pack, "bundle.json"))
@@ -330,7 +330,6 @@ class _Run:
         from edgegen.sdk.pipeline import compress
 
         said = {k: v for k, v in msgspec.to_builtins(self._chain.compress).items() if v is not None}
-        said["gates"] = said["gates"] or None
         result = compress(
             self._model,
             data=self._data or None,

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgegen.errors import UnsupportedError
+from edgegen.modeling.load import memory_needed_by_blocks, require_memory
 from edgegen.modeling.sensitivity import Sensitivity, fitting_grids
 from edgegen.modeling.simulate import ACTIVATION_BLOCKS
 from edgegen.modeling.streamed import StreamedModel
@@ -48,8 +49,10 @@ def measure(job: Job, grids: tuple[str, ...] | None, vocab: str, progress: Progr
 
     Raises:
         UnsupportedError: a vocabulary of another size was asked for.
+        DeviceError: too little memory for one block.
     """
     subject = job.subject
+    require_memory(subject.ref, memory_needed_by_blocks(subject.summary))
     if vocab not in ("auto", "keep"):
         raise UnsupportedError(
             "a vocabulary is trimmed with the whole model in memory, and this one is larger",

@@ -156,7 +156,7 @@ def test_words_and_exit_codes_of_learn(tmp_path: Path, finished: Path) -> None:
     found = run_cli("learn", tmp_path / "site", "--profile", BOARD, "--min-reports", "5", "--json")
     assert found.code == 0 and json.loads(found.out)["reports"] == 7
     for words, said in (
-        (["learn"], "name a site's folder or --url"),
+        (["learn"], "name either a site's folder or --url"),
         (["learn", tmp_path / "site"], "--profile says what"),
         (["learn", tmp_path / "nowhere", "--profile", BOARD], "no such site"),
         (["learn", tmp_path / "site", "--profile", "slow-bord"], "Did you mean 'slow-board'?"),
