@@ -67,7 +67,7 @@ Budget = Annotated[
     ),
 ]
 Techniques = Annotated[
-    str | None, typer.Option("--techniques", help="Use only these within --budget, like depth,width; see --explain.")
+    str | None, typer.Option("--techniques", help="Use only these within --budget, like depth,width.")
 ]
 Explain = Annotated[bool, typer.Option("--explain", help="Say of each technique why it was taken or not.")]
 Gates = Annotated[

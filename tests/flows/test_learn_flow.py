@@ -161,7 +161,7 @@ def test_words_and_exit_codes_of_learn(tmp_path: Path, finished: Path) -> None:
         (["learn", tmp_path / "nowhere", "--profile", BOARD], "no such site"),
         (["learn", tmp_path / "site", "--profile", "slow-bord"], "Did you mean 'slow-board'?"),
         (["learn", tmp_path / "site", "--profile", BOARD, "--picture", "x.gif"], "no picture is written like this"),
-        (["learn", tmp_path / "site", "--profile", BOARD, "--days", "-1"], "must be above 0"),
+        (["learn", tmp_path / "site", "--profile", BOARD, "--days", "-1"], "must be a number above 0"),
         (["learn", "--reset", "--profile", "laptop-x86-16gb"], "nothing was learned"),
         (["learn", tmp_path / "site", "--vocabulary"], "no device tells which characters"),
     ):
