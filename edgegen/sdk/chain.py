@@ -81,8 +81,9 @@ def load_chain(path: str | Path) -> Chain:
         )
     compress = chain.compress
     if compress is not None and compress.gates:
-        compress = msgspec.structs.replace(compress, gates=near(compress.gates))
-        load_gates(compress.gates)  # a mistake in it is said now, not when all else is done
+        limits = near(compress.gates)
+        load_gates(limits)  # a mistake in it is said now, not when all else is done
+        compress = msgspec.structs.replace(compress, gates=limits)
     out = Path(chain.out).expanduser()
     return msgspec.structs.replace(
         chain,

@@ -52,12 +52,12 @@ def measure(job: Job, grids: tuple[str, ...] | None, vocab: str, progress: Progr
         DeviceError: too little memory for one block.
     """
     subject = job.subject
-    require_memory(subject.ref, memory_needed_by_blocks(subject.summary))
     if vocab not in ("auto", "keep"):
         raise UnsupportedError(
             "a vocabulary is trimmed with the whole model in memory, and this one is larger",
             hint="Leave out --vocab, or allow more with --memory.",
         )
+    require_memory(subject.ref, memory_needed_by_blocks(subject.summary))
     allowed = grids or tuple(g.name for g in job.target.grids if g.planned and g.name not in _SLOW_GRIDS)
     tensors = [t for t in job.source.summary.tensors if t.quantizable]
     text, scored = _calibration(job), _scored(job)
