@@ -5,13 +5,14 @@
 For each model and each share of its 16-bit bytes:
 
 - *quantization*: grids only, the whole vocabulary;
-- *a technique alone*: its changes with 16-bit weights, healed within the same time budget;
-- *together*: structure, healing and grids, planned within the time budget.
+- *together*: structure, healing and grids, planned within the time budget;
+- *a technique alone* (at `--singles`): its changes with 16-bit weights, healed within the same time budget.
 
-KL is the mean over held-out tokens, nats per token, of the artifact on its runtime; bytes are the artifact's. What a
-technique's changes cost before and after healing is listed beside it, as the search saw it.
+KL is the mean over held-out tokens, nats per token, of the artifact on its runtime; bytes are the artifact's, tok/s
+this machine's. What the change that was taken cost before and after healing, as the search measured it on calibration
+rows, stands beside it.
 
-Prints Markdown tables and writes techniques.json.
+Prints Markdown tables and writes techniques.json. A row that is done is read back from `--out`.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from edgegen.common.codec import load_json
 from edgegen.common.units import format_bytes, parse_seconds
 from edgegen.errors import EdgegenError, InfeasibleError
 from edgegen.records.plan import Plan
-from edgegen.records.structure import Search
+from edgegen.records.structure import Search, Tried
 from edgegen.sdk import pipeline
 from edgegen.techniques.registry import techniques
 
@@ -43,7 +44,7 @@ def main() -> int:
     parser.add_argument("--out", default="build-bench", help="working folder")
     parser.add_argument("--shares", default="50,35,25", help="percent of the 16-bit bytes")
     parser.add_argument("--budget", default="3m", help="time for structures and healing, each run")
-    parser.add_argument("--singles", default="50", help="shares at which techniques are tried alone")
+    parser.add_argument("--singles", default="90,50", help="shares at which techniques are tried alone")
     given = parser.parse_args()
     found = [bench(Path(model), given) for model in given.models]
     place = Path(given.out) / "techniques.json"
@@ -61,21 +62,24 @@ def bench(model: Path, given: argparse.Namespace) -> dict[str, Any]:
     )
     assert isinstance(plan, Plan), "a limit of 1 nat can be kept"
     whole = plan.baseline.bytes
+    place = out / "rows.json"
+    known: dict[str, dict[str, Any]] = json.loads(place.read_text()) if place.exists() else {}
+
+    def add(name: str, share: float, **wishes: Any) -> None:
+        key = f"{name} {share:g} {wishes}"
+        if key not in known:
+            known[key] = _made(name, model, given, out / name, int(whole * share / 100), share, **wishes)
+            place.write_text(json.dumps(known, indent=2))
+        rows.append(known[key])
+
     rows: list[dict[str, Any]] = []
-    singles = {float(share) for share in given.singles.split(",") if share}
     for share in (float(share) for share in given.shares.split(",")):
-        limit = int(whole * share / 100)
-        rows.append(_made("quantization", model, given, out / "quantization", limit, share))
-        rows.append(_made("together", model, given, out / "together", limit, share, budget=seconds))
-        for technique in techniques() if share in singles else ():
-            name = technique.NAME
-            row = _made(
-                name, model, given, out / name, limit, share, budget=seconds, techniques=(name,), grids=("f16", "f32")
-            )
-            rows.append(row)
-    search = out / "together" / "structures.json"
-    tried = [_tried(t) for t in load_json(search, Search).tried] if search.exists() else []
-    return {"model": model.name, "target": given.target, "bytes_16_bits": whole, "rows": rows, "tried": tried}
+        add("quantization", share)
+        add("together", share, budget=seconds)
+    for share in (float(share) for share in given.singles.split(",") if share):
+        for technique in techniques():
+            add(technique.NAME, share, budget=seconds, techniques=(technique.NAME,), grids=("f16", "f32"))
+    return {"model": model.name, "target": given.target, "bytes_16_bits": whole, "rows": rows}
 
 
 def _made(
@@ -84,7 +88,7 @@ def _made(
     """One compression to a size; without a result where no plan fits."""
     started = time.monotonic()
     sys.stderr.write(f"{model.name}: {name} at {share:g} % …\n")
-    row: dict[str, Any] = {"technique": name, "share": share, "limit": limit}
+    row: dict[str, Any] = {"technique": name, "share": share, "limit": limit, "structure": None}
     try:
         result = pipeline.compress(
             str(model),
@@ -102,7 +106,8 @@ def _made(
         return {**row, "kl": None, "words": str(error)}
     report = result.report
     assert report.quality is not None, "a model that continues text has one"
-    speed = report.speed
+    speed, taken = report.speed, result.plan.structure_name
+    tried = load_json(out / "structures.json", Search).tried if taken else ()
     return {
         **row,
         "bytes": report.artifact_bytes,
@@ -110,20 +115,18 @@ def _made(
         "predicted_kl": result.plan.prediction.kl,
         "bits_per_byte": report.quality.bits_per_byte.value,
         "tok_s": speed.decode_tokens_per_s if speed else None,
-        "structure": [change.words for change in result.plan.structure],
+        "structure": next((_tried(one) for one in tried if one.name == taken), None),
         "seconds": time.monotonic() - started,
     }
 
 
-def _tried(tried: Any) -> dict[str, Any]:
+def _tried(tried: Tried) -> dict[str, Any]:
     return {
-        "name": tried.name,
         "words": "; ".join(change.words for change in tried.changes),
         "parameters": tried.parameters,
         "kl": tried.kl,
         "healed_kl": tried.healed_kl,
         "healed_tokens": tried.healed_tokens,
-        "finalist": tried.finalist,
     }
 
 
@@ -132,25 +135,24 @@ def table(result: dict[str, Any]) -> list[str]:
     lines = [
         f"{result['model']} for {result['target']}, {format_bytes(result['bytes_16_bits'])} at 16 bits",
         "",
-        "| bytes | technique | size | KL | predicted | tok/s | what was done |",
-        "|---|---|---|---|---|---|---|",
+        "| bytes | technique | size | KL | predicted | tok/s | structure | its KL: made / healed |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for row in result["rows"]:
         begin = f"| {row['share']:g} % | {row['technique']} |"
         if row["kl"] is None:
-            lines.append(f"{begin} | | | | {row['words']} |")
+            lines.append(f"{begin} | | | | {row['words']} | |")
             continue
-        speed = "" if row["tok_s"] is None else f"{row['tok_s']:.0f}"
-        words = "; ".join(row["structure"]) or "grids only"
+        speed = "" if row["tok_s"] is None else f"{row['tok_s']:,.0f}"
+        words, healing = "the original's", ""
+        if taken := row["structure"]:
+            words, healing = taken["words"], f"{taken['kl']:.4f}"
+            if taken["healed_kl"] is not None:
+                healing += f" / {taken['healed_kl']:.4f}"
         lines.append(
-            f"{begin} {format_bytes(row['bytes'])} | {row['kl']:.4f} | {row['predicted_kl']:.4f} | {speed} | {words} |"
+            f"{begin} {format_bytes(row['bytes'])} | {row['kl']:.4f} | {row['predicted_kl']:.4f} | {speed} "
+            f"| {words} | {healing} |"
         )
-    if result["tried"]:
-        lines += ["", "| change | parameters | KL | healed | tokens |", "|---|---|---|---|---|"]
-        for tried in result["tried"]:
-            healed = "" if tried["healed_kl"] is None else f"{tried['healed_kl']:.4f}"
-            tokens = f"{tried['healed_tokens']:,}" if tried["healed_tokens"] else ""
-            lines.append(f"| {tried['words']} | {tried['parameters']:,} | {tried['kl']:.4f} | {healed} | {tokens} |")
     return lines
 
 

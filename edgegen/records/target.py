@@ -115,6 +115,8 @@ class Target(Record, frozen=True):
     parity_min_top1_fraction: float
     encoder_families: tuple[str, ...] = ()
     """Sentence encoders (`model_type`) that the exporter knows."""
+    layered_families: tuple[str, ...] = ()
+    """Of `families`, those whose layers may differ in feed-forward width and in heads."""
     encoder_overheads: Overheads | None = None
     """Of encoders, where they are not those of models that continue text."""
     parity_max_distance: float = 2e-3

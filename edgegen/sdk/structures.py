@@ -221,7 +221,7 @@ class StructureSearch:
 
     def _heal_best(self, tried: Sequence[Candidate]) -> list[Candidate]:
         """The most promising ones, healed and halved: the best first."""
-        alive = [c for c in tried if c.model is not None]
+        alive = [c for c in tried if c.model is not None and math.isfinite(self._estimate(c, _HEALED_SHARE))]
         promising = sorted(alive, key=lambda c: self._estimate(c, _HEALED_SHARE))
         first = list({c.changes[-1].technique: c for c in reversed(promising)}.values())  # the best of each technique
         rest = [c for c in promising if c not in first]

@@ -22,19 +22,14 @@ from edgegen.techniques.refit import refit
 NAME = "layer_width"
 TITLE = "fewer feed-forward channels, layer by layer"
 
-GGUF_FAMILIES = ("llama", "mistral", "qwen2")
-"""Families that an architecture of llama.cpp with per-layer widths (`deci`) can express."""
-
 _SHARES = (0.875, 0.75, 0.625, 0.5, 0.375, 0.25)
 """Of its width, that a layer may keep."""
 
 
 def obstacle(config: Any, target: Target) -> str:
-    """GGUF has an architecture with per-layer widths for some families only; GPT-2's layers follow its config.json."""
-    if target.name == "gguf" and config.model_type not in GGUF_FAMILIES:
-        return f"llama.cpp has one feed-forward width for all layers of a {config.model_type}"
-    if config.model_type == "gpt2":
-        return "a gpt2 checkpoint has one feed-forward width for all layers"
+    """llama.cpp has an architecture with per-layer widths for some families only; GPT-2's layers follow its config."""
+    if config.model_type in target.families and config.model_type not in target.layered_families:
+        return f"{target.name} has one feed-forward width for all layers of a {config.model_type}"
     return unknown_family(config)
 
 

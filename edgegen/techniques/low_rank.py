@@ -32,7 +32,7 @@ from edgegen.techniques.factors import Whitened, whiten
 from edgegen.techniques.linear import linear_layers, module_name, moments_of, weight_of
 from edgegen.techniques.shares import cheapest
 
-NAME = "low-rank"
+NAME = "low_rank"
 TITLE = "linear layers as two thin ones"
 
 RANK_STEP = 32

@@ -28,7 +28,7 @@ def test_a_matrix_of_that_rank_is_reproduced(tmp_path: Path) -> None:
     up = opened.model.get_submodule(UP)
     up.weight.copy_(torch.randn(128, 32) @ torch.randn(32, 64) / 32)
     calibration = calibrated(opened)
-    change = Change(technique="low-rank", values={UP: (32,)}, words="")
+    change = Change(technique="low_rank", values={UP: (32,)}, words="")
     model = changed(low_rank, change, calibration)
     pair = model.get_submodule(UP)
     assert is_factorised(pair)
@@ -151,7 +151,7 @@ def test_families(family: str, tmp_path: Path) -> None:
         if (ranks := low_rank.paying_ranks(t))
     }
     assert values
-    change = Change(technique="low-rank", values=values, words="cut")
+    change = Change(technique="low_rank", values=values, words="cut")
     model = changed(low_rank, change, calibration)
     again = reopened(model, change, tmp_path / "hf", tmp_path / "derived")
     roles = {t.name: t.role for t in again.summary.tensors}

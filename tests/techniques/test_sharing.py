@@ -186,7 +186,7 @@ def shared_and_cut(family: str, tmp_path: Path, grid: str) -> Path:
     model = changed(sharing, sharing_of(8), calibrated(opened))
     shared = reopened(model, sharing_of(8), hf, tmp_path / "shared")
     layer = next(t for t in linear_layers(shared.model, shared.summary) if low_rank.paying_ranks(t))
-    cut = Change(technique="low-rank", values={layer.name.removesuffix(".weight"): (32,)}, words="cut")
+    cut = Change(technique="low_rank", values={layer.name.removesuffix(".weight"): (32,)}, words="cut")
     model = changed(low_rank, cut, calibrated(shared))
     again = reopened(model, cut, tmp_path / "shared", tmp_path / "derived")
     assert any(isinstance(module, Relaxed) for module in again.model.modules())

@@ -13,13 +13,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from edgegen.catalog import load_target
 from edgegen.errors import ConfigError, UnsupportedError
 from edgegen.export.gguf.families import as_deci, family_of, translate
 from edgegen.export.gguf.family import Config, Family, Translation
 from edgegen.export.gguf.tensors import Stored, name_tensors
-
-PER_LAYER = ("llama", "mistral", "qwen2")
-"""Families (transformers' `model_type`) that `deci` can say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +42,9 @@ def describe(config: Config, stored: Sequence[Stored]) -> tuple[Family, Translat
     """
     family, translation = family_of(config), translate(config)
     named = name_tensors(family, translation, stored)
-    if config["model_type"] not in PER_LAYER:
-        _require_alike(config, translation.layers, named)
+    layered = load_target("gguf").layered_families
+    if config["model_type"] not in layered:
+        _require_alike(config, translation.layers, named, layered)
         return family, translation
     sizes = _sizes(family, translation, named)
     if sizes.alike:
@@ -102,7 +101,7 @@ def _require_as_said(config: Config, translation: Translation, sizes: _Sizes) ->
             raise ConfigError(f"every layer has {other} {name} and config.json says {one}")
 
 
-def _require_alike(config: Config, layers: int, named: Mapping[str, Stored]) -> None:
+def _require_alike(config: Config, layers: int, named: Mapping[str, Stored], layered: Sequence[str]) -> None:
     for name, first in named.items():
         if not name.startswith("blk.0."):
             continue
@@ -112,5 +111,5 @@ def _require_alike(config: Config, layers: int, named: Mapping[str, Stored]) -> 
                 shapes = f"{first.rows} × {first.columns} in layer 0 and {tensor.rows} × {tensor.columns} in {layer}"
                 raise UnsupportedError(
                     f"{config['model_type']}: GGUF cannot say layers of different widths: {name[6:]} is {shapes}",
-                    hint="Choose one width for all layers; llama.cpp takes several of " + ", ".join(PER_LAYER) + ".",
+                    hint="Choose one width for all layers; llama.cpp takes several of " + ", ".join(layered) + ".",
                 )
