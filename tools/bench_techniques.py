@@ -73,7 +73,7 @@ def bench(model: Path, given: argparse.Namespace) -> dict[str, Any]:
         rows.append(known[key])
 
     rows: list[dict[str, Any]] = []
-    for share in (float(share) for share in given.shares.split(",")):
+    for share in (float(share) for share in given.shares.split(",") if share):
         add("quantization", share)
         add("together", share, budget=seconds)
     for share in (float(share) for share in given.singles.split(",") if share):
