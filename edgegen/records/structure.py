@@ -81,5 +81,7 @@ class Search(Record, frozen=True):
     """Technique → why the target or the family cannot have it."""
     titles: dict[str, str]
     """Technique → for people."""
+    late: tuple[str, ...] = ()
+    """Techniques that the time did not reach."""
     more: str = ""
     """What more time would buy."""

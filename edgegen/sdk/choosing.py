@@ -120,8 +120,10 @@ def _considered(best: Contender, contenders: Sequence[Contender], search: Search
             why = f"{taken[name].words}: {_shown(best)} as planned and measured, {_shown(contenders[0])} without"
         elif name in search.obstacles:
             why = search.obstacles[name]
+        elif name in search.late:
+            why = "the time was up before it could be looked at"
         elif not tried:
-            why = "nothing was found that it could take away, or the time was up"
+            why = "nothing was found that it could take away"
         else:
             why = _why_not(tried, planned, best)
         found.append(Considered(technique=name, title=title, taken=name in taken, why=why))

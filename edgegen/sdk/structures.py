@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import itertools
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -122,7 +123,7 @@ class StructureSearch:
         obstacles = {t.NAME: why for t in asked if (why := t.obstacle(config, self._job.target))}
         usable = [t for t in asked if t.NAME not in obstacles]
         calibration = self._calibration(self._job.subject.model, self._job.subject.summary)
-        tried = self._propose(usable, calibration, ())
+        tried, late = self._propose(usable, calibration, ())
         healed = self._heal_best(tried)
         if healed and self._left() > 0.15 * self._seconds:
             healed += self._combine(usable, healed[0])
@@ -138,6 +139,7 @@ class StructureSearch:
             tried=tuple(self._record(c, c in finalists) for c in known.values()),
             obstacles=obstacles,
             titles={t.NAME: t.TITLE for t in asked},
+            late=late,
             more=self._more(tried, healed),
         )
         save_json(self._folder.with_suffix(".json"), search)
@@ -190,26 +192,30 @@ class StructureSearch:
             original=subject.model,
         )
 
-    def _propose(self, usable: Sequence[Technique], calibration: Calibration, before: tuple[Change, ...]) -> list[Any]:
-        """Every proposal carried out and measured, as far as half of the time that is left goes."""
+    def _propose(
+        self, usable: Sequence[Technique], calibration: Calibration, before: tuple[Change, ...]
+    ) -> tuple[list[Candidate], tuple[str, ...]]:
+        """Proposals carried out and measured, the mildest of every technique first, as far as half of the time that is
+        left goes; and the techniques that it did not reach."""
         deadline = time.monotonic() + 0.5 * self._left()
+        proposed = [[(t, change) for change in t.propose(calibration, self._job.target)] for t in usable]
+        turns = [each for turn in itertools.zip_longest(*proposed) for each in turn if each is not None]
         found: list[Candidate] = []
-        for number, technique in enumerate(usable):
-            for change in technique.propose(calibration, self._job.target):
-                if time.monotonic() > deadline:
-                    return found
-                model = copy.deepcopy(calibration.model)
-                technique.apply(model, change, calibration)
-                kl = self._kl(model)
-                if not math.isfinite(kl):
-                    continue
+        for number, (technique, change) in enumerate(turns):
+            if time.monotonic() > deadline:
+                seen = {t.NAME for t, _ in turns[:number]}
+                return found, tuple(dict.fromkeys(t.NAME for t, _ in turns[number:] if t.NAME not in seen))
+            model = copy.deepcopy(calibration.model)
+            technique.apply(model, change, calibration)
+            kl = self._kl(model)
+            if math.isfinite(kl):
                 changes = (*before, change)
                 name = "+".join(c.technique for c in changes) + f"-{sum(change.technique in c.name for c in found)}"
                 size = sum(p.numel() for p in model.parameters())
                 found.append(Candidate(name, changes, model, kl, kl, size))
                 found = self._thinned(found)
-            self._tell(number + 1, len(usable))
-        return found
+            self._tell(number + 1, len(turns))
+        return found, ()
 
     def _thinned(self, found: list[Candidate]) -> list[Candidate]:
         """Models of what is not among the best of its technique need not stay in memory."""
@@ -236,7 +242,7 @@ class StructureSearch:
         """The best one with each other technique on top, healed."""
         others = [t for t in usable if t.NAME not in {c.technique for c in best.changes}]
         calibration = self._calibration(best.model, self._summary(best.model))
-        tried = [c for c in self._propose(others, calibration, best.changes) if c.model is not None]
+        tried = [c for c in self._propose(others, calibration, best.changes)[0] if c.model is not None]
         chosen = sorted(tried, key=lambda c: self._estimate(c, _HEALED_SHARE))[:2]
         self._halve(chosen, _COMBINING_SHARE * self._seconds)
         return chosen
