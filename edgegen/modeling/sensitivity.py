@@ -15,7 +15,7 @@ import concurrent.futures
 import math
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import msgspec
@@ -133,8 +133,7 @@ def measure_sensitivity(
         step()
     for tensor in blocks:
         for grid in prices[tensor.name]:
-            alike = {name: value for name, value in factors.items() if (name in compensated) == (grid in compensated)}
-            prices[tensor.name][grid] *= factor_of(alike or factors, grid, target)
+            prices[tensor.name][grid] *= factor_among(factors, grid, target, compensated)
     finest = {t.name: fits[t.name][-1] for t in tensors}
     int8 = {name: next((g for g in fits[name] if activation[g] != "float"), "") for name in finest}
     with rounded_model(
@@ -173,6 +172,12 @@ def _spread(ranked: list[str], number: int) -> list[str]:
     if len(ranked) <= number:
         return ranked
     return [ranked[round(i * (len(ranked) - 1) / (number - 1))] for i in range(number)]
+
+
+def factor_among(factors: dict[str, float], grid: str, target: Target, compensated: Collection[str]) -> float:
+    """`factor_of` among the grids that are compensated, or not, as `grid` is; among all where none is like it."""
+    alike = {name: value for name, value in factors.items() if (name in compensated) == (grid in compensated)}
+    return factor_of(alike or factors, grid, target)
 
 
 def factor_of(factors: dict[str, float], grid: str, target: Target) -> float:

@@ -48,7 +48,8 @@ class State(Record, frozen=True):
     seconds: float
     losses: tuple[Measured, ...]
     best_step: int
-    best: float
+    best: float | None
+    """Least held-out loss; None before the first look, and where nothing is held out."""
     since_best: int
     """Looks since then."""
     resumed: int
@@ -186,7 +187,7 @@ class _Run:
             raise ConfigError("the model has no parameter to train")
         accelerator.register_save_state_pre_hook(self._only_trained)
         accelerator.register_load_state_pre_hook(self._load_trained)
-        self.state = State(identity, 0, 0, 0.0, (), 0, math.inf, 0, 0)
+        self.state = State(identity, 0, 0, 0.0, (), 0, None, 0, 0)
 
     def to_the_end(self, progress: Progress) -> Fitted:
         options, last = self.options, self.options.steps
@@ -285,7 +286,7 @@ class _Run:
 
     def _note(self, measured: Measured, heldout: float | None) -> None:
         state = self.state
-        better = heldout is not None and heldout < state.best
+        better = heldout is not None and (state.best is None or heldout < state.best)
         self.state = msgspec.structs.replace(
             state,
             losses=(*state.losses, measured),

@@ -78,9 +78,11 @@ class _KilledError(Exception):
     pass
 
 
+@pytest.mark.parametrize("judged", [True, False], ids=["judged", "nothing held out"])
 @pytest.mark.parametrize("at", [1, 5, 11])
-def test_killed_and_taken_up_is_as_never_killed(at: int, folder: Path, data: Any, tmp_path: Path) -> None:
+def test_killed_and_taken_up_is_as_never_killed(at: int, judged: bool, folder: Path, data: Any, tmp_path: Path) -> None:
     items, heldout = data
+    heldout = heldout if judged else []
     whole = opened(folder)
     straight = fit(whole, items, heldout, _OPTIONS, tmp_path / "straight", identity="a")
 
