@@ -194,6 +194,8 @@ def read_kept_tokens(keep: str | Path | tuple[str, ...] | None) -> tuple[str, ..
         return ()
     if isinstance(keep, tuple):
         return tuple(sorted(set(keep)))
+    if not str(keep):
+        raise ConfigError("--keep-tokens names no file", hint="Name one with a token on each line.")
     data = read_bytes(Path(keep))
     try:
         text = data.decode()

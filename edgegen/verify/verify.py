@@ -98,7 +98,8 @@ def verify_artifact(
         sane, seen = looks_sane(
             originals, [text.split() for text in texts], texts, [prompt.answer for prompt in reference.prompts]
         )
-        checks.append(_check("sane_text", sane, seen))
+        if reference.prompts:
+            checks.append(_check("sane_text", sane, seen))
         samples = tuple(
             Sample(prompt=prompt.prompt, original=prompt.answer, artifact=text, expected=prompt.expected)
             for prompt, text in list(zip(reference.prompts, texts, strict=True))[:_SAMPLES]

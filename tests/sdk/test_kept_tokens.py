@@ -34,3 +34,5 @@ def test_what_names_no_token_is_refused(tmp_path: Path, content: bytes) -> None:
         read_kept_tokens(path)
     with pytest.raises(ConfigError, match="no such file"):
         read_kept_tokens(tmp_path / "nothing")
+    with pytest.raises(ConfigError, match="names no file"):
+        read_kept_tokens("")
