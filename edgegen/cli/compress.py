@@ -34,6 +34,7 @@ def compress(
     techniques: options.Techniques = None,
     rounding: options.Rounding = "auto",
     litertlm: options.LiteRtLm = False,
+    common_grid: options.CommonGrid = False,
     gates: options.Gates = None,
     tui: options.Tui = False,
     json: options.Json = False,
@@ -64,7 +65,7 @@ def compress(
         techniques=techniques,
         rounding=rounding,
     )
-    arguments["litertlm"], arguments["gates"] = litertlm, gates
+    arguments |= {"litertlm": litertlm, "gates": gates, "common_grid": common_grid}
     targets = options.targets_of(target)
     if tui and (code := _on_screens(Path(out), targets)) is not None:
         raise typer.Exit(code)

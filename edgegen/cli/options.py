@@ -85,6 +85,10 @@ Rounding = Annotated[
 LiteRtLm = Annotated[
     bool, typer.Option("--litertlm", help="Also pack the LiteRT artifact as model.litertlm, for LiteRT-LM.")
 ]
+CommonGrid = Annotated[
+    bool,
+    typer.Option("--common-grid", help="Round once: all targets hold the same codes and scales, and all keep budgets."),
+]
 Tui = Annotated[bool, typer.Option("--tui", help="Show the run on screens of its own: stages, plan, trade-off, log.")]
 Runtime = Annotated[str, typer.Option("--runtime", help="One that runs the target; else the first installed one.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]

@@ -119,6 +119,21 @@ def write_codes(packed: Bytes, grid: str, codes: Bytes) -> Bytes:
     return found
 
 
+def assemble(centred: NDArray[np.int8], scales: NDArray[np.float32], grid: str) -> Bytes:
+    """Packed rows from (R, C) codes about zero and (R, B) scales, of grids that have one scale a block and no offset.
+
+    The scales have to be float16 numbers.
+    """
+    layout = LAYOUTS[grid]
+    assert (
+        not (layout.minimum or layout.codebook) and layout.scales == (0,) and layout.width == ggml.block_columns(grid)
+    )
+    packed = np.zeros((len(centred), ggml.row_bytes(grid, centred.shape[1])), dtype=np.uint8)
+    blocks = _blocks(packed, grid)
+    blocks[:, :, :2] = scales.astype(np.float16)[:, :, None].view(np.uint8)
+    return write_codes(packed, grid, (centred.astype(np.int16) - layout.lowest).astype(np.uint8))
+
+
 def rescale(packed: Bytes, grid: str, factors: Doubles) -> Bytes:
     """Packed rows whose steps and offsets are multiplied, as nearly as 16 bits can say; a copy.
 

@@ -9,7 +9,8 @@
   they cost nothing that can be measured; dropped after, they would make every weight a little smaller there;
 - `iB_row`, `iB_N`: signed levels -(2^(b-1) - 1) … 2^(b-1) - 1, one scale for a row (float32) or for each block
   (float16 with 8 significant bits: files hold float16 and XNNPACK makes bfloat16 of it), as LiteRT's kernels want them;
-  stored here with z = 2^(b-1) like the others.
+  stored here with z = 2^(b-1) like the others;
+- `c8_row`: as `i8_row` with scales of float16: what GGUF's blocks can hold too (see `agreed`).
 
 For each block the scale is searched: several clipped ranges are tried, after each the scale is fitted to the codes by
 weighted least squares, and the one with the least Σ h (w - s (q - z))² is kept (h: the importance of a column; the
@@ -39,6 +40,7 @@ _CHUNK_VALUES = 2_000_000
 
 _SMALLEST_SCALE, _LARGEST_SCALE = np.float32(2.0**-14), 255 * 2.0**8
 """Of float16 without subnormal numbers, with 8 significant bits."""
+_SMALLEST_F16, _LARGEST_F16 = np.float32(2.0**-24), 65504.0
 
 
 class Uniform(msgspec.Struct, frozen=True):
@@ -90,6 +92,7 @@ NAMES: dict[str, Uniform] = {
         f"i4_{block}": Uniform(bits=4, block=block, zero_points=False, scale_bytes=2, symmetric_range=True)
         for block in (32, 64, 128)
     },
+    "c8_row": Uniform(bits=8, block=0, zero_points=False, scale_bytes=2, symmetric_range=True),
 }
 
 
@@ -183,6 +186,15 @@ def signed_codes(packed: Bytes, grid: str, columns: int) -> NDArray[np.int8]:
     parts = split(packed, grid, columns)
     codes = _from_bits(parts.packed, spec.bits, spec.block or columns).reshape(len(packed), -1)[:, :columns]
     return (codes.astype(np.int16) - spec.middle).astype(np.int8)
+
+
+def assemble(centred: NDArray[np.int8], scales: Floats, grid: str) -> Bytes:
+    """Packed rows from (R, C) codes about zero and (R, B) scales as stored; C a multiple of the block."""
+    spec = NAMES[grid]
+    rows, columns = centred.shape
+    assert not spec.zero_points and columns % (spec.block or columns) == 0, "whole blocks about zero"
+    stored = (centred.astype(np.int16) + spec.middle).astype(np.uint8)
+    return _join(stored.reshape(*scales.shape, -1), scales, np.empty((rows, 0), np.uint8), spec, columns)
 
 
 def read_codes(packed: Bytes, grid: str, columns: int) -> NDArray[np.uint8]:
@@ -324,10 +336,12 @@ def _storable(scale: Floats, spec: Uniform) -> Floats:
     if spec.scale_bytes == 4:
         stored = np.where(scale == 0, np.float32(1e-8), scale).astype(np.float32)
         return _upper_half(stored) if spec.partial and spec.bits == 4 else stored
-    rounded = _upper_half(scale)
-    if float(np.abs(rounded).max(initial=0)) > _LARGEST_SCALE:
+    smallest, largest = (_SMALLEST_SCALE, _LARGEST_SCALE) if spec.block else (_SMALLEST_F16, _LARGEST_F16)
+    rounded = _upper_half(scale) if spec.block else scale
+    if float(np.abs(rounded).max(initial=0)) > largest:
         raise UnsupportedError("weights so large that their scale does not fit 16 bits", hint="Check the checkpoint.")
-    return np.where(np.abs(rounded) < _SMALLEST_SCALE, np.copysign(_SMALLEST_SCALE, rounded), rounded)
+    kept = np.where(np.abs(rounded) < smallest, np.copysign(smallest, rounded), rounded)
+    return kept if spec.block else kept.astype(np.float16).astype(np.float32)
 
 
 def _upper_half(values: Floats) -> Floats:

@@ -6,6 +6,9 @@ into blocks are worth more than the padding costs.
 
 Packing works row by row, so a trimmed vocabulary's packed table is a selection of the whole table's packed rows.
 
+A source for several runtimes rounds onto the grids that they agree on (`grids.agreed`), so that a tensor is the same
+weights in each of them.
+
 Where a layer's Hessian is known and the grid has a code for each weight, rounding errors are compensated
 (`compensation`); elsewhere weights are rounded one by one.
 """
@@ -23,6 +26,7 @@ import torch
 from numpy.typing import NDArray
 
 from edgegen import grids
+from edgegen.grids import agreed
 from edgegen.modeling import compensation
 from edgegen.modeling.checkpoint import Checkpoint
 from edgegen.modeling.hessians import Hessians
@@ -50,12 +54,15 @@ class TensorSource:
         *,
         pad: bool = True,
         cache_bytes: int = CACHE_BYTES,
+        is_agreed: bool = False,
     ) -> None:
         """Take a checkpoint's tensors; without `pad` every width stays as it is.
 
         Args:
             cache_bytes: packed tensors that are kept; the last one always is.
+            is_agreed: whether each grid is to hold the weights of its agreed one, for several runtimes at once.
         """
+        self._is_agreed = is_agreed
         self._cache_bytes = cache_bytes
         self._checkpoint = checkpoint
         self._stored = stored_names(empty, checkpoint)
@@ -122,6 +129,15 @@ class TensorSource:
             plain: without compensating errors, whether or not that would be possible.
         """
         compensated = not plain and self.compensates(name, grid)
+        onto = self._rounding_grid(grid)
+        return agreed.translate(self._rounded_onto(name, onto, compensated), onto, grid, self._shape[name][1])
+
+    def _rounding_grid(self, grid: str) -> str:
+        """The grid that weights are rounded onto before they are packed in another."""
+        return agreed.agreed_of(grid) if self._is_agreed else grid
+
+    def _rounded_onto(self, name: str, grid: str, compensated: bool) -> NDArray[np.uint8]:
+        """(R, row bytes) of a grid, from the cache or made for it."""
         key = (name, grid, compensated)
         with self._lock:
             if key in self._cache:
@@ -161,7 +177,8 @@ class TensorSource:
 
     def round_rows(self, name: str, grid: str, rows: NDArray[np.float32]) -> NDArray[np.float32]:
         """What some of an unpadded tensor's rows become on a grid: (rows, C)."""
-        return grids.unpack(grids.pack(rows, grid, self._importance.get(name)), grid, rows.shape[1])
+        onto = self._rounding_grid(grid)
+        return grids.unpack(grids.pack(rows, onto, self._importance.get(name)), onto, rows.shape[1])
 
     def as_parameter(self, name: str, values: NDArray[np.float32]) -> torch.Tensor:
         """An exported matrix back in the model's own shape: padding cut off, orientation restored."""

@@ -41,6 +41,8 @@ class Problem(msgspec.Struct, frozen=True):
     """Correction of summed KL, from measuring an earlier choice as a whole."""
     kl_floor: float = 0.0
     """KL that the runtime's own rounding of activations costs, whatever the weights."""
+    beside: tuple[Problem, ...] = ()
+    """The same choice on other runtimes, whose budgets count too: cases, tensors and options in the same order."""
 
     @property
     def task(self) -> Task:
@@ -80,7 +82,17 @@ def column(case: VocabularyCase, what: str, device: Device) -> tuple[Floats, ...
 
 
 def budget_rows(problem: Problem, case: VocabularyCase, *, without: frozenset[str] = frozenset()) -> list[Budget]:
-    """The budgets as linear limits. A limit below what no weights at all would need stays, and makes it infeasible."""
+    """The budgets as linear limits, those of the other runtimes too.
+
+    A limit below what no weights at all would need stays, and makes it infeasible.
+    """
+    rows = _own_rows(problem, case, without)
+    for other in problem.beside:
+        rows += budget_rows(other, other.cases[problem.cases.index(case)], without=without)
+    return rows
+
+
+def _own_rows(problem: Problem, case: VocabularyCase, without: frozenset[str]) -> list[Budget]:
     limits = problem.budgets
     device = problem.device
     rows: list[Budget] = []

@@ -26,6 +26,8 @@ def comparison_lines(found: BakeOff) -> list[str]:
     lines += [f"✗ {c.target}: {c.failure}" for c in found.contenders if c.failure]
     if found.pairs:
         lines += ["", *_table(_PARITY_HEADS[found.task], [_parity_cells(pair, found.task) for pair in found.pairs])]
+    if found.same_weights:
+        lines += ["", f"same weights  {_same_words(found)}"]
     lines += ["", f"recommended  {found.recommended or 'none'}: {found.why}"]
     return [visible(line).replace("\n", " ").replace("\t", " ") for line in lines]
 
@@ -44,10 +46,19 @@ def write_comparison(path: Path, found: BakeOff) -> None:
             heads=_HEADS[found.task],
             rows=[(contender, _cells(contender)) for contender in found.contenders],
             parity_heads=_PARITY_HEADS[found.task],
+            same=_same_words(found) if found.same_weights else "",
             parity=[_parity_cells(pair, found.task) for pair in found.pairs],
         )
     )
     write_text(path, page)
+
+
+def _same_words(found: BakeOff) -> str:
+    same = found.same_weights
+    assert same is not None, "only asked for where there are some"
+    words = f"{same.tensors} tensors are equal in {', '.join(same.targets)} ({same.digest[:19]}…)"
+    difference = found.logit_difference
+    return words if difference is None else f"{words}; in strict mode logits differ by at most {show(difference)}"
 
 
 def _cells(contender: Contender) -> tuple[str, ...]:

@@ -33,6 +33,16 @@ class Contender(Record, frozen=True):
     ttft_ms: float | None = None
 
 
+class SameWeights(Record, frozen=True):
+    """What several targets have in common after `--common-grid`."""
+
+    targets: tuple[str, ...]
+    tensors: int
+    """All of the model's."""
+    digest: str
+    """`sha256:` of the float32 numbers that every target's packed tensors stand for."""
+
+
 class ParityPair(Record, frozen=True):
     """Two ways to compute the same prompts, compared position by position."""
 
@@ -48,6 +58,8 @@ class ParityPair(Record, frozen=True):
     greedy_prefix: int | None = None
     """Tokens of a greedy continuation that agree, the least over the prompts."""
     greedy_tokens: int | None = None
+    logit_difference: float | None = None
+    """Largest difference of one logit; of two targets only, and not of encoders."""
     missing: str = ""
     """Why the two were not compared."""
 
@@ -71,3 +83,11 @@ class BakeOff(Record, frozen=True):
     smallest: str
     best_quality: str
     task: Task = "causal"
+    same_weights: SameWeights | None = None
+    """None: each target was rounded by itself."""
+
+    @property
+    def logit_difference(self) -> float | None:
+        """Largest difference of one logit between two targets in strict mode; None where none were compared."""
+        found = [p.logit_difference for p in self.pairs if p.mode == "strict" and p.logit_difference is not None]
+        return max(found, default=None)

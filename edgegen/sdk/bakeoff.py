@@ -7,7 +7,7 @@ end of the others.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Unpack
 
@@ -48,6 +48,7 @@ def bake_off(
     Raises:
         ConfigError, UnsupportedError, NetworkError: what is wrong with the request itself. What is wrong with one
             target alone is its contender's `failure`.
+        InfeasibleError: with `common_grid`, no choice keeps every target's budgets.
     """
     targets = tuple(dict.fromkeys(targets))
     if not targets:
@@ -58,6 +59,8 @@ def bake_off(
     tell = notify or (lambda *event: None)
     known = {target: load_target(target) for target in targets}
     subject = Subject(model, data, list(known.values()), memory_bytes=wishes.get("memory_bytes"))
+    if wanted.common_grid:
+        return _agreed(subject, wanted, targets, place, tell)
     failures: dict[str, EdgegenError] = {}
     for target in targets:
         try:
@@ -73,13 +76,29 @@ def bake_off(
         except EdgegenError as error:
             failures[target] = error
     tell("compare", "started", 0, 1)
-    lost = {
+    found = compare(place, subject.ref.source, wanted.profile, targets, _lost(failures))
+    tell("compare", "finished", 1, 1)
+    return found
+
+
+def _agreed(subject: Subject, wanted: Wanted, targets: tuple[str, ...], place: Path, tell: Notify) -> BakeOff:
+    """With one plan and one rounding for all; where that plan cannot be made there is nothing to compare."""
+    from edgegen.sdk.agreeing import run_agreed
+
+    made = run_agreed(subject, wanted, targets, place, tell)
+    tell("compare", "started", 0, 1)
+    found = compare(
+        place, subject.ref.source, wanted.profile, targets, _lost(made.failures), same_weights=made.same_weights
+    )
+    tell("compare", "finished", 1, 1)
+    return found
+
+
+def _lost(failures: Mapping[str, EdgegenError]) -> dict[str, Contender]:
+    return {
         target: Contender(target=target, passed=False, failure=_sentence(error), exit_code=error.exit_code)
         for target, error in failures.items()
     }
-    found = compare(place, subject.ref.source, wanted.profile, targets, lost)
-    tell("compare", "finished", 1, 1)
-    return found
 
 
 def _require_own(place: Path) -> None:

@@ -11,7 +11,7 @@ from edgegen.common.codec import load_json, save_json
 from edgegen.common.units import format_bytes
 from edgegen.receipt import write_comparison
 from edgegen.records.artifact import Artifact
-from edgegen.records.bakeoff import BakeOff, Contender
+from edgegen.records.bakeoff import BakeOff, Contender, SameWeights
 from edgegen.records.model import Task
 from edgegen.records.plan import Plan
 from edgegen.records.profile import Profile
@@ -48,17 +48,26 @@ def verify_all(out: Path, *, emulate: bool = False, command: str = "", notify: N
         return before
     profile = load_json(out / made[0] / "plan.json", Plan).profile
     lost = {c.target: c for c in before.contenders if c.target not in made}
-    return compare(out, before.model, profile, tuple(c.target for c in before.contenders), lost)
+    return compare(
+        out, before.model, profile, tuple(c.target for c in before.contenders), lost, same_weights=before.same_weights
+    )
 
 
 def compare(
-    place: Path, model: str, profile: Profile, targets: Sequence[str], lost: Mapping[str, Contender]
+    place: Path,
+    model: str,
+    profile: Profile,
+    targets: Sequence[str],
+    lost: Mapping[str, Contender],
+    *,
+    same_weights: SameWeights | None = None,
 ) -> BakeOff:
     """Compare finished outputs and recommend one; writes bakeoff.json and bakeoff.html.
 
     Args:
         place: with a folder for each target that was made.
         lost: those that were not, with the reason.
+        same_weights: what all have in common, if weights were rounded once for all.
     """
     contenders = [lost[target] if target in lost else _contender(target, place / target) for target in targets]
     outputs = {c.target: place / c.target for c in contenders if c.bytes is not None}
@@ -83,6 +92,7 @@ def compare(
         smallest=smallest.target if smallest else "",
         best_quality=best.target if best else "",
         task=task,
+        same_weights=same_weights,
     )
     save_json(place / BAKEOFF_FILE, found)
     write_comparison(place / "bakeoff.html", found)

@@ -21,6 +21,9 @@ from edgegen.sdk.subject import CheckedModel, Subject, require_family
 STRUCTURES = "structures"
 """Folder of derived checkpoints in a workspace."""
 
+PLANS = "plans"
+"""Folder of the first target's workspace with all targets' plans, where one choice was made for all."""
+
 HESSIANS = "hessians"
 """Folder that `measure` saves layers' Hessians in where rounding is to be compensated."""
 
@@ -41,12 +44,14 @@ class Job:
         target: Target,
         grids: tuple[str, ...] | None = None,
         base: CheckedModel | None = None,
+        source: TensorSource | None = None,
     ) -> None:
         """Check that the runtime can express the subject.
 
         Args:
             grids: those that the user allows; where none of them has blocks, nothing is padded to fit blocks.
             base: the subject with another structure, whose weights are rounded in its stead.
+            source: the base's tensors where several runtimes share their rounding; None: rounded for this one.
 
         Raises:
             UnsupportedError: it cannot.
@@ -60,7 +65,7 @@ class Job:
         # Also refuses, before any work, what the format cannot say about this configuration.
         self._expressible_tokens = self.exporter.context_tokens(self.base.config)
         blocks = [g.block for g in target.grids if not g.partial and (grids is None or g.name in grids)]
-        self.source = TensorSource(
+        self.source = source or TensorSource(
             self.base.empty,
             self.base.checkpoint,
             self.base.summary,
@@ -76,6 +81,10 @@ class Job:
         """
         self.source.use_importance(read_importance(folder / "importance.npz"))
         self.source.use_hessians(Hessians(folder / HESSIANS) if compensated else None)
+
+    def cap_context(self, tokens: int) -> None:
+        """Start the runtime with a context of at most so many tokens."""
+        self._expressible_tokens = min(self._expressible_tokens, tokens)
 
     @property
     def settings(self) -> Settings:

@@ -25,7 +25,7 @@ from edgegen.records.plan import Infeasible, Plan
 from edgegen.records.profile import Profile
 from edgegen.records.report import Report
 from edgegen.sdk import stages
-from edgegen.sdk.job import HESSIANS, STRUCTURES, Job, derived_job
+from edgegen.sdk.job import HESSIANS, PLANS, STRUCTURES, Job, derived_job
 from edgegen.sdk.output import (
     EVALUATION,
     Notify,
@@ -104,7 +104,7 @@ def plan(
         wanted = fit_task(wanted, subject.summary.task)
         job = Job(subject, wanted.profile, load_target(target), wanted.grids)
         try:
-            return _plan(_Run(workspace, notify or (lambda *event: None)), job, wanted)
+            return _plan(Run(workspace, notify or (lambda *event: None)), job, wanted)
         except _NoPlanError as error:
             return error.infeasible
 
@@ -115,20 +115,56 @@ def run_chain(subject: Subject, wanted: Wanted, target: str, workspace: Workspac
     Raises:
         As `compress`.
     """
-    wanted = fit_task(wanted, subject.summary.task)
-    if wanted.gates is not None and subject.split.ref.generic:
-        raise ConfigError("gates are judged on your own rows", hint="Name them with --data.")
+    wanted = fitted(wanted, subject)
     job = Job(subject, wanted.profile, load_target(target), wanted.grids)
-    run = _Run(workspace, notify)
+    run = Run(workspace, notify)
     plan = _plan(run, job, wanted)
     folder = workspace.folder
     job = derived_job(job, folder, plan.structure_name, wanted.grids)
-    key = canonical_json([job.identity, canonical_json(msgspec.structs.replace(plan, seconds=0.0)).decode()]).decode()
+    key = key_of(job, plan)
     run.stage("compress", key, ("compressed",), lambda tell: stages.compress(job, folder, plan, progress=tell))
-    packs = wanted.litertlm and target == "litert"
-    exported = f"{key} litertlm" if packs else key
-    run.stage("export", exported, ("artifact", "strict"), lambda tell: stages.export(job, folder, plan, litertlm=packs))
+    exported = export(run, job, plan, wanted, key)
     run.stage("reference", key, ("reference",), lambda tell: stages.reference(job, folder, plan, progress=tell))
+    prove(run, subject, plan, wanted, exported)
+
+
+def fitted(wanted: Wanted, subject: Subject) -> Wanted:
+    """Wishes for the model and data that were opened.
+
+    Raises:
+        ConfigError, UnsupportedError: as `fit_task`, or gates without rows to judge them on.
+    """
+    wanted = fit_task(wanted, subject.summary.task)
+    if wanted.gates is not None and subject.split.ref.generic:
+        raise ConfigError("gates are judged on your own rows", hint="Name them with --data.")
+    return wanted
+
+
+def key_of(job: Job, plan: Plan) -> str:
+    """Of the stages that carry a plan out."""
+    return canonical_json([job.identity, canonical_json(msgspec.structs.replace(plan, seconds=0.0)).decode()]).decode()
+
+
+def export(run: Run, job: Job, plan: Plan, wanted: Wanted, key: str) -> str:
+    """Write the artifact of what was compressed; the key of what is made of it."""
+    packs = wanted.litertlm and plan.target == "litert"
+    exported = f"{key} litertlm" if packs else key
+    run.stage(
+        "export",
+        exported,
+        ("artifact", "strict"),
+        lambda tell: stages.export(job, run.folder, plan, litertlm=packs),
+    )
+    return exported
+
+
+def prove(run: Run, subject: Subject, plan: Plan, wanted: Wanted, exported: str) -> None:
+    """Verify the artifact, judge it, and put the finished folder into its place.
+
+    Args:
+        exported: key of the artifact.
+    """
+    folder = run.folder
     command = typed_command()
     run.stage(
         "verify",
@@ -138,12 +174,12 @@ def run_chain(subject: Subject, wanted: Wanted, target: str, workspace: Workspac
     )
     loads = next(c for c in load_json(folder / "report.json", Report).checks if c.name == "loads")
     if not loads.passed:
-        workspace.forget("verify")  # the machine may have been at fault: the next run tries again
+        run.forget("verify")  # the machine may have been at fault: the next run tries again
     _judge(run, exported, subject, wanted.gates if loads.passed else None, plan)
-    workspace.finish(Build(schema=1, command=command, version=__version__, stages=()))
+    run.finish(Build(schema=1, command=command, version=__version__, stages=()))
 
 
-def _judge(run: _Run, key: str, subject: Subject, gates: Gates | None, plan: Plan) -> None:
+def _judge(run: Run, key: str, subject: Subject, gates: Gates | None, plan: Plan) -> None:
     """Evaluate the artifact, which runs, against the original, and add its gates to the receipt, kept or missed."""
     folder = run.folder
     if gates is None:
@@ -212,7 +248,7 @@ def nearest(infeasible: Infeasible) -> str:
     )
 
 
-class _Run:
+class Run:
     """Runs stages in a workspace and tells about them."""
 
     def __init__(self, workspace: Workspace, notify: Notify) -> None:
@@ -232,9 +268,21 @@ class _Run:
         skipped = self._workspace.stage(name, key, outputs, run)
         self._notify(name, "skipped" if skipped else "finished", 1, 1)
 
+    def done_before(self, name: str) -> None:
+        """Say of a stage that another run did it for this one."""
+        self._notify(name, "skipped", 1, 1)
+
     def without(self, *outputs: str) -> None:
         """Remove what a stage left that this run has not."""
         self._workspace.remove(*outputs)
+
+    def forget(self, name: str) -> None:
+        """Let a stage run again next time."""
+        self._workspace.forget(name)
+
+    def finish(self, build: Build) -> None:
+        """Put the finished folder into the output's place."""
+        self._workspace.finish(build)
 
     @property
     def folder(self) -> Path:
@@ -245,7 +293,12 @@ class _Run:
         return self._workspace.out
 
 
-def _plan(run: _Run, job: Job, wanted: Wanted) -> Plan:
+def measure(run: Run, job: Job, wanted: Wanted) -> tuple[dict[str, Any], Rounding]:
+    """Price grids and vocabularies.
+
+    Returns:
+        What decided the measurement, and how weights will be rounded.
+    """
     folder, grids, vocab, keep = run.folder, wanted.grids, wanted.vocab, wanted.keep
     measuring = {**job.identity, "grids": grids, "vocab": vocab, **({"keep": keep} if keep else {})}
     is_compensated = wanted.rounding == "compensated" and not job.subject.is_streamed
@@ -258,6 +311,13 @@ def _plan(run: _Run, job: Job, wanted: Wanted) -> Plan:
         (*outputs, HESSIANS) if rounding == "compensated" else outputs,
         lambda tell: stages.measure(job, folder, grids=grids, vocab=vocab, keep=keep, rounding=rounding, progress=tell),
     )
+    return measuring, rounding
+
+
+def _plan(run: Run, job: Job, wanted: Wanted) -> Plan:
+    folder, grids = run.folder, wanted.grids
+    measuring, rounding = measure(run, job, wanted)
+    run.without(PLANS)
     searched: dict[str, Any] = {}
     if wanted.search_seconds:
         searched = {
@@ -278,8 +338,8 @@ def _plan(run: _Run, job: Job, wanted: Wanted) -> Plan:
                 budgets=wanted.budgets,
                 prefer=wanted.prefer,
                 grids=grids,
-                vocab=vocab,
-                keep=keep,
+                vocab=wanted.vocab,
+                keep=wanted.keep,
                 rounding=rounding,
                 techniques=wanted.techniques,
                 seconds=wanted.search_seconds,

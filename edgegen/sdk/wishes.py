@@ -60,6 +60,9 @@ class Wishes(TypedDict, total=False):
     continue text."""
     litertlm: bool
     """Whether the LiteRT artifact is also packed as one `.litertlm` file, for LiteRT-LM."""
+    common_grid: bool
+    """Whether weights are rounded once for all targets of `bake_off`, which then hold the same codes and scales. Each
+    budget has to be kept by every target; what is optimised within them is the first one's."""
     gates: Gates | str | None
     """Limits that the artifact, evaluated on the data's held-out rows against the original, has to keep, or a TOML file
     of them."""
@@ -83,6 +86,8 @@ class Wanted(msgspec.Struct, frozen=True):
     techniques: tuple[str, ...] | None = None
     gates: Gates | None = None
     """None: the artifact is not evaluated."""
+    common_grid: bool = False
+    """Whether all targets hold the same rounded weights."""
     rounding: str = "auto"
     """One of `Rounding`, or auto until the model is known."""
     given: frozenset[str] = frozenset()
@@ -106,7 +111,7 @@ def resolve(profile: str | Profile, targets: tuple[str, ...], wishes: Wishes) ->
     Raises:
         TypeError: a wish that there is not.
         ConfigError: unknown profile, a budget that is not positive, an unknown preference, size without a limit on KL,
-            or a `.litertlm` file without the target that it is made of.
+            a `.litertlm` file without the target that it is made of, or a common grid with what it cannot be had with.
         UnsupportedError: the device does not run a target, or this version cannot write it.
     """
     from edgegen.export.registry import exporter_for
@@ -124,6 +129,8 @@ def resolve(profile: str | Profile, targets: tuple[str, ...], wishes: Wishes) ->
             )
     if wishes.get("litertlm") and "litert" not in targets:
         raise ConfigError("--litertlm packs LiteRT artifacts", hint="Add --target litert.")
+    if wishes.get("common_grid"):
+        _require_common(targets, wishes)
     given = {name: wishes[name] for name in _BUDGETS if wishes.get(name) is not None}  # type: ignore[literal-required]
     for name, value in given.items():
         if not value > 0:
@@ -160,7 +167,26 @@ def resolve(profile: str | Profile, targets: tuple[str, ...], wishes: Wishes) ->
         gates=load_gates(gates) if isinstance(gates, str) else gates,
         rounding=rounding,
         given=frozenset(given),
+        common_grid=wishes.get("common_grid", False),
     )
+
+
+def _require_common(targets: tuple[str, ...], wishes: Wishes) -> None:
+    """
+    Raises:
+        ConfigError: something that a common grid cannot be had with.
+    """
+    if len(targets) < 2:
+        raise ConfigError(
+            "--common-grid gives several targets the same weights, and one was named",
+            hint="Name them, like --target gguf,onnx,litert.",
+        )
+    if wishes.get("grids") is not None:
+        raise ConfigError("--common-grid takes the grids that all targets hold", hint="Leave out --grids.")
+    if wishes.get("budget") is not None:
+        raise ConfigError(
+            "--common-grid keeps the structure, and --budget is time for changing it", hint="Leave one of them out."
+        )
 
 
 def _search_seconds(wishes: Wishes) -> float:

@@ -2,8 +2,9 @@
 
 In strict-accuracy mode an artifact has to agree with the torch model of its own rounded weights but for the order of
 additions; as shipped it differs by its runtime's int8 activations. Two artifacts of different targets have different
-grids, so what they differ by in strict mode is rounding of weights alone. A fault of one file shows as a row that is
-far from torch in strict mode; a fault of a runtime's fast kernels as one that is far only as shipped.
+grids, so what they differ by in strict mode is rounding of weights alone; with `--common-grid` they have the same
+weights, and differ as little as from torch. A fault of one file shows as a row that is far from torch in strict mode; a
+fault of a runtime's fast kernels as one that is far only as shipped.
 
 P positions, V vocabulary entries.
 """
@@ -132,4 +133,5 @@ def _compare(first: str, second: str, mode: Mode, a: _Spoken | str, b: _Spoken |
         top1_fraction=parity.top1_fraction,
         greedy_prefix=agreed[shortest] if agreed else None,
         greedy_tokens=max(len(a.greedy[shortest]), len(b.greedy[shortest])) if agreed else None,
+        logit_difference=float(np.abs(a.logits - b.logits).max(initial=0)),
     )

@@ -174,3 +174,19 @@ def test_the_cache_forgets_beyond_its_limit(tmp_path: Path) -> None:
     before = {name: source.packed(name, "q8_0").copy() for name in matrices}
     assert source._cached_bytes <= 28_000 and len(source._cache) < len(matrices)
     assert all(np.array_equal(source.packed(name, "q8_0"), before[name]) for name in matrices)
+
+
+def test_one_rounding_for_several_runtimes(tmp_path: Path) -> None:
+    opened = open_all(make_tiny("llama", tmp_path / "model", ffn=100))
+    source = TensorSource(opened.empty, opened.checkpoint, opened.summary, is_agreed=True)
+    name = "model.layers.0.mlp.down_proj.weight"
+    for equal in (("q4_0", "s4_32", "i4_32"), ("q8_0", "s8_32", "i8_row")):
+        first, *others = [source.rounded(name, grid) for grid in equal]
+        assert first.shape == (64, 128) and not first[:, 100:].any()
+        for values in others:
+            np.testing.assert_array_equal(values, first)
+    rows = source.matrix("model.embed_tokens.weight")[:5]
+    np.testing.assert_array_equal(
+        source.round_rows("model.embed_tokens.weight", "q8_0", rows),
+        source.rounded("model.embed_tokens.weight", "i8_row")[:5],
+    )

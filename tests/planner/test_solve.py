@@ -5,12 +5,13 @@ from __future__ import annotations
 import itertools
 
 import msgspec
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgegen.planner.problem import Problem
-from edgegen.planner.solve import expected_kl, front, solve
+from edgegen.planner.solve import Solution, expected_kl, front, solve
 from edgegen.records.plan import Option
 from tests.planner.problems import (
     as_encoder,
@@ -45,6 +46,46 @@ def test_wishes_equal_enumeration(wish: str, task: str) -> None:
             assert keeps(problem, found), seed
             best = min(_VALUE[wish](problem, s) for s in feasible)
             assert _VALUE[wish](problem, found) == pytest.approx(best, rel=1e-5, abs=2e-9), seed
+
+
+@pytest.mark.parametrize("wish", ["quality", "size"])
+def test_budgets_of_another_runtime_count_too(wish: str) -> None:
+    """The same choice costs other bytes there, and has limits of its own."""
+    for seed in range(40):
+        problem = random_problem(seed)
+        other = _on_another_runtime(problem, np.random.default_rng(seed))
+        both = msgspec.structs.replace(problem, beside=(other,))
+
+        def fits(solution: Solution, problem: Problem = problem, other: Problem = other) -> bool:
+            there = Solution(case=other.cases[problem.cases.index(solution.case)], chosen=solution.chosen)
+            return keeps(problem, solution) and keeps(other, there)
+
+        feasible = [s for s in every_solution(problem) if fits(s)]
+        found = solve(both, prefer=wish)
+        assert (found is None) == (not feasible), seed
+        if found is not None:
+            assert fits(found), seed
+            best = min(_VALUE[wish](problem, s) for s in feasible)
+            assert _VALUE[wish](problem, found) == pytest.approx(best, rel=1e-5, abs=2e-9), seed
+
+
+def _on_another_runtime(problem: Problem, rng: np.random.Generator) -> Problem:
+    """Other bytes and a larger header; the largest file that it allows is a random choice's."""
+    cases = tuple(
+        msgspec.structs.replace(
+            case,
+            overhead_bytes=case.overhead_bytes + 7,
+            options={
+                name: tuple(msgspec.structs.replace(option, bytes=int(rng.integers(1, 40))) for option in options)
+                for name, options in case.options.items()
+            },
+        )
+        for case in problem.cases
+    )
+    other = msgspec.structs.replace(problem, cases=cases)
+    sizes = sorted(solution.bytes for solution in every_solution(other))
+    limits = msgspec.structs.replace(problem.budgets, max_bytes=int(rng.choice(sizes)), max_rss_bytes=None, max_kl=None)
+    return msgspec.structs.replace(other, budgets=limits)
 
 
 def test_at_the_highest_speed_the_best_quality_is_taken() -> None:

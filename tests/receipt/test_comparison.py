@@ -1,12 +1,13 @@
 """The comparison of targets, as lines and as a page."""
 
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
 from edgegen.common.codec import load_json, save_json
 from edgegen.receipt import comparison_lines, write_comparison
-from edgegen.records.bakeoff import BakeOff, Contender, ParityPair
+from edgegen.records.bakeoff import BakeOff, Contender, ParityPair, SameWeights
 
 FOUND = BakeOff(
     schema=1,
@@ -51,6 +52,23 @@ def test_lines_say_what_was_made_what_failed_and_what_to_ship() -> None:
     assert "✗ onnx: misses max_kl" in text and "✗ litert: short by 1 MB" in text
     assert "torch / gguf" in text and "100 of 100" in text and "their vocabularies differ" in text
     assert comparison_lines(FOUND)[-1].startswith("recommended  gguf: gguf is the fastest")
+
+
+def test_the_same_weights_are_said_with_how_well_runtimes_agree(tmp_path: Path) -> None:
+    def pair(mode: Literal["strict", "shipped"], difference: float) -> ParityPair:
+        return ParityPair(first="gguf", second="onnx", mode=mode, kl=1e-12, logit_difference=difference)
+
+    same = SameWeights(targets=("gguf", "onnx"), tensors=20, digest="sha256:" + "ab" * 32)
+    pairs = (pair("strict", 1.5e-5), pair("strict", 2.5e-5), pair("shipped", 0.25))
+    found = msgspec.structs.replace(FOUND, same_weights=same, pairs=pairs)
+    assert found.logit_difference == 2.5e-5
+    said = "20 tensors are equal in gguf, onnx (sha256:abababababab…); in strict mode logits differ by at most 2.50e-05"
+    assert f"same weights  {said}" in comparison_lines(found)
+    write_comparison(tmp_path / "page.html", found)
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert said in page and "because their grids differ" not in page
+    write_comparison(tmp_path / "page.html", FOUND)
+    assert "because their grids differ" in (tmp_path / "page.html").read_text(encoding="utf-8")
 
 
 def test_no_winner_is_said() -> None:

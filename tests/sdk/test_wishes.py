@@ -84,3 +84,19 @@ def test_rounding_is_compensated_where_a_model_continues_text() -> None:
         fit_task(asked, "encoder")
     with pytest.raises(ConfigError, match="'up' is not one of"):
         resolve(PROFILE, ("gguf",), Wishes(rounding="up"))
+
+
+@pytest.mark.parametrize(
+    ("targets", "wishes", "said"),
+    [
+        (("gguf",), {}, "several targets the same weights, and one was named"),
+        (("gguf", "onnx"), {"grids": ("q4_0",)}, "takes the grids that all targets hold"),
+        (("gguf", "onnx"), {"budget": "10m"}, "--common-grid keeps the structure"),
+    ],
+)
+def test_what_a_common_grid_cannot_be_had_with(targets: tuple[str, ...], wishes: Wishes, said: str) -> None:
+    asked: Wishes = {**wishes, "common_grid": True}
+    with pytest.raises(ConfigError, match=said) as caught:
+        resolve(PROFILE, targets, asked)
+    assert caught.value.hint
+    assert resolve(PROFILE, ("gguf", "onnx"), Wishes(common_grid=True)).common_grid
