@@ -24,49 +24,30 @@ is below 0.95 of the runtime's own.
 from __future__ import annotations
 
 import argparse
-import ctypes
-import hashlib
-import json
-import os
 import statistics
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-import msgspec
+from peers.exports import build_onnx, plain_litert, quantize_gguf, quantize_litert
+from peers.process import ProgramError
+from peers.subject import Subject, tell
 
-from edgegen.common.codec import encode_json, load_json, save_json
-from edgegen.common.files import digest_file
+from edgegen.common.codec import encode_json
 from edgegen.common.units import format_bytes
 from edgegen.errors import EdgegenError
-from edgegen.export.folder import building, copy_companions
 from edgegen.export.gguf.families import family_of, translate
 from edgegen.export.gguf.tensors import place
-from edgegen.export.litert.convert import Request
-from edgegen.export.litert.export import SCORE_TOKENS
-from edgegen.export.registry import exporter_for
-from edgegen.modeling.checkpoint import Checkpoint
-from edgegen.modeling.load import empty_model, find_model, open_tokenizer, read_config, travelling_files
-from edgegen.modeling.source import TensorSource
-from edgegen.modeling.summary import summarize
-from edgegen.modeling.text import render
 from edgegen.prepare.split import prepare_data
-from edgegen.records.artifact import Artifact, ArtifactFile
 from edgegen.records.bench import Bench, BenchRow, Spread
-from edgegen.records.compressed import Compressed, PackedTensor
-from edgegen.records.model import TensorInfo
-from edgegen.records.plan import Settings
-from edgegen.runtime.registry import runtime_for
+from edgegen.records.compressed import PackedTensor
 from edgegen.verify.bench import BenchRequest, Case, run_bench
 
 GGUF_TYPES = ("Q4_0", "Q4_K_M", "Q8_0")
 ONNX_PRECISIONS = {"int4": "s4_32", "int8": "s8_32"}
 LITERT_RECIPES = {"dynamic_wi4b32_afp32": "i4_32", "dynamic_wi8_afp32": "i8_row"}
 LEAST_RATIO = 0.95
-KV_TYPES = {"gguf": "f16", "onnx": "f32", "litert": "f32"}
-"""Each runtime's own default."""
 
 
 class Pair(NamedTuple):
@@ -106,84 +87,6 @@ def main() -> int:
     return 1 if failures else 0
 
 
-class Subject:
-    """A checkpoint that is packed in different grids."""
-
-    def __init__(self, model: Path, data: str, place: Path, context: int, ubatch: int) -> None:
-        """Open it; nothing is measured on it, so no weights are loaded as a whole."""
-        self.model, self.place = model.resolve(), place
-        self.ref = find_model(str(model))
-        self.config = read_config(self.ref)
-        checkpoint = Checkpoint(self.model)
-        empty = empty_model(self.ref)
-        self.source = TensorSource(empty, checkpoint, summarize(empty, checkpoint))
-        self.summary = self.source.summary
-        tokenizer = open_tokenizer(self.model)
-        self.texts = ["".join(render(tokenizer, row)[:2]) for row in prepare_data(data).heldout[:50]]
-        self.context, self.ubatch = min(context, self.summary.context_tokens), ubatch
-        place.mkdir(parents=True, exist_ok=True)
-
-    def artifact(self, target: str, name: str, grid_of: Callable[[TensorInfo], str]) -> Path:
-        """Pack every matrix in a grid and export; what an earlier run made is used again."""
-        folder = self.place / f"{target}-{name}"
-        if not (folder / "artifact.json").exists():
-            tell(f"{self.model.name}: writing {folder.name}")
-            packed = self.place / "packed"
-            self.pack(packed, grid_of)
-            exporter_for(target).export(packed, folder, self.settings(target), prove_texts=self.texts)
-        return folder
-
-    def settings(self, target: str) -> Settings:
-        """The same for both of a pair."""
-        return Settings(context_tokens=self.context, ubatch_tokens=self.ubatch, threads=1, kv_type=KV_TYPES[target])
-
-    def pack(self, out: Path, grid_of: Callable[[TensorInfo], str]) -> None:
-        """Write a compressed folder; vectors and position tables stay float32."""
-        out.mkdir(exist_ok=True)
-        (out / "config.json").write_text(json.dumps(self.config))
-        names = [path.name for path in travelling_files(self.model)]
-        copy_companions(self.model, out, names)
-        tensors, digest, offset = [], hashlib.sha256(), 0
-        with (out / "weights.bin").open("wb") as stream:
-            for info in self.summary.tensors:
-                grid = grid_of(info) if info.quantizable else "f32"
-                data = self.source.packed(info.name, grid).tobytes()
-                stream.write(data)
-                digest.update(data)
-                tensors.append(PackedTensor(info.name, grid, info.rows, info.columns, offset, len(data)))
-                offset += len(data)
-        record = Compressed(
-            schema=1,
-            summary=self.summary,
-            tensors=tuple(tensors),
-            digest="sha256:" + digest.hexdigest(),
-            steps=(),
-            files=(*names, "config.json"),
-        )
-        save_json(out / "compressed.json", record)
-
-    def beside(self, ours: Path, name: str, make: Callable[[Path], tuple[str, ...]]) -> Path:
-        """An artifact folder for a runtime's own export, so that the same sessions run it.
-
-        Args:
-            ours: the artifact whose record it takes.
-            make: writes the model's files into a folder and names them, the one to be opened first.
-        """
-        folder = self.place / name
-        if not (folder / "artifact.json").exists():
-            tell(f"{self.model.name}: writing {name}")
-            with building(folder) as place:
-                files = make(place)
-                listed = tuple(
-                    ArtifactFile(path=file, bytes=(place / file).stat().st_size, digest=digest_file(place / file))
-                    for file in files
-                )
-                record = load_json(ours / "artifact.json", Artifact)
-                record = msgspec.structs.replace(record, model=files[0], model_files=files, files=listed)
-                save_json(place / "artifact.json", record)
-        return folder
-
-
 def gguf_pairs(subject: Subject) -> Iterator[Pair]:
     """llama.cpp's quantizer decides a type for each tensor; edgegen's file takes the same."""
     import gguf
@@ -200,16 +103,7 @@ def gguf_pairs(subject: Subject) -> Iterator[Pair]:
 
 
 def _quantize_gguf(whole: Path, place: Path, name: str) -> tuple[str, ...]:
-    import llama_cpp
-
-    params = llama_cpp.llama_model_quantize_default_params()
-    params.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{name}")
-    params.nthread = 2
-    runtime_for("gguf").version()  # starts the backend with its log kept quiet
-    paths = [str(folder / "model.gguf").encode() for folder in (whole, place)]
-    code = llama_cpp.llama_model_quantize(*paths, ctypes.byref(params))
-    if code != 0:
-        sys.exit(f"llama.cpp does not write {name} for this model (code {code})")
+    quantize_gguf(whole / "model.gguf", place / "model.gguf", name)
     return ("model.gguf",)
 
 
@@ -219,10 +113,7 @@ def onnx_pairs(subject: Subject) -> Iterator[Pair]:
         ours = subject.artifact("onnx", grid, lambda info, grid=grid: grid)  # type: ignore[misc]
 
         def build(place: Path, precision: str = precision) -> tuple[str, ...]:
-            module = "onnxruntime_genai.models.builder"
-            cache = str(subject.place / "cache")
-            arguments = ["-i", str(subject.model), "-o", str(place), "-p", precision, "-e", "cpu", "-c", cache]
-            _run([sys.executable, "-m", module, *arguments])
+            build_onnx(subject, place, precision)
             return ("model.onnx", "model.onnx.data")
 
         yield Pair(f"onnx {precision}", ours, subject.beside(ours, f"onnxruntime-genai-{precision}", build))
@@ -230,53 +121,18 @@ def onnx_pairs(subject: Subject) -> Iterator[Pair]:
 
 def litert_pairs(subject: Subject) -> Iterator[Pair]:
     """Google's quantizer on edgegen's graph in float32."""
-    plain = subject.place / "plain.tflite"
-    if not plain.exists():
-        tell(f"{subject.model.name}: converting to LiteRT in float32")
-        packed = subject.place / "packed"
-        subject.pack(packed, lambda info: "f32")
-        request = Request(
-            compressed=str(packed),
-            context_tokens=subject.context,
-            prefill=(min(subject.ubatch, subject.context),),
-            score_tokens=min(SCORE_TOKENS, subject.context),
-            model="",
-            strict="",
-        )
-        save_json(subject.place / "request.json", request)
-        code = (
-            "import sys; from pathlib import Path; from edgegen.common.codec import load_json\n"
-            "from edgegen.export.litert.convert import Request, convert_plain\n"
-            "request = load_json(Path(sys.argv[1]), Request)\n"
-            "convert_plain(Path(request.compressed), request, Path(sys.argv[2]))"
-        )
-        made = plain.with_suffix(".tmp.tflite")
-        _run([sys.executable, "-c", code, str(subject.place / "request.json"), str(made)])
-        made.replace(plain)
+    plain = plain_litert(subject)
     for recipe, grid in LITERT_RECIPES.items():
         ours = subject.artifact("litert", grid, lambda info, grid=grid: grid)  # type: ignore[misc]
 
         def quantize(place: Path, recipe: str = recipe) -> tuple[str, ...]:
-            code = (
-                "import sys; from ai_edge_quantizer import quantizer, recipe\n"
-                "found = quantizer.Quantizer(sys.argv[1])\n"
-                "found.load_quantization_recipe(getattr(recipe, sys.argv[3])())\n"
-                "found.quantize().export_model(sys.argv[2])"
-            )
-            _run([sys.executable, "-c", code, str(plain), str(place / "model.tflite"), recipe])
+            quantize_litert(plain, place / "model.tflite", recipe)
             return ("model.tflite",)
 
         yield Pair(f"litert {recipe}", ours, subject.beside(ours, f"ai-edge-quantizer-{recipe}", quantize))
 
 
 PAIRS = {"gguf": gguf_pairs, "onnx": onnx_pairs, "litert": litert_pairs}
-
-
-def _run(command: list[str]) -> None:
-    quiet = {"ORT_DISABLE_TELEMETRY": "1", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(command, env={**os.environ, **quiet}, capture_output=True, text=True, check=False)
-    if done.returncode:
-        sys.exit(f"{' '.join(command[:4])} failed:\n{done.stderr[-2000:]}")
 
 
 def make_random_llama(folder: Path, data: str) -> Path:
@@ -429,13 +285,10 @@ def _median(spread: Spread | None) -> float:
     return spread.median
 
 
-def tell(text: str) -> None:
-    """Progress on stderr."""
-    print(text, file=sys.stderr, flush=True)
-
-
 if __name__ == "__main__":
     try:
         sys.exit(main())
     except EdgegenError as error:
         sys.exit(f"bench_runtimes: {error} {error.hint}")
+    except ProgramError as error:
+        sys.exit(f"bench_runtimes: {error}")
