@@ -30,7 +30,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from peers.exports import build_onnx, plain_litert, quantize_gguf, quantize_litert
+from peers.exports import build_onnx, plain_litert, quantize_litert
+from peers.llama import quantize_gguf
 from peers.process import ProgramError
 from peers.subject import Subject, tell
 

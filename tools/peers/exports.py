@@ -1,15 +1,9 @@
-"""Other tools' own ways from a checkpoint to a runtime's file: llama.cpp, onnxruntime-genai, Google's LiteRT quantizer.
-
-`python -m peers.exports gguf SOURCE OUT TYPE IMPORTANCE PURE` is llama.cpp's quantizer in a process of its own;
-IMPORTANCE is an .npz file or empty, PURE is 1 or 0.
-"""
+"""Other tools' own ways from a checkpoint to a runtime's file: onnxruntime-genai, Google's LiteRT quantizer."""
 
 from __future__ import annotations
 
-import ctypes
 import json
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -21,50 +15,8 @@ from edgegen.export.gguf.tensors import place
 from edgegen.export.litert.convert import Request
 from edgegen.export.litert.export import SCORE_TOKENS
 from edgegen.records.compressed import Compressed
-from edgegen.runtime.registry import runtime_for
-from peers.process import Cost, ProgramError, run
+from peers.process import Cost, run
 from peers.subject import Subject, tell
-
-Weights = Mapping[str, NDArray[np.float32]]
-
-
-class _Importance(ctypes.Structure):
-    _fields_ = (("name", ctypes.c_char_p), ("data", ctypes.POINTER(ctypes.c_float)), ("size", ctypes.c_size_t))
-
-
-def quantize_gguf(source: Path, out: Path, name: str, *, importance: Weights | None = None, pure: bool = False) -> None:
-    """Let llama.cpp's own quantizer write a type.
-
-    Args:
-        source: a GGUF file in float32.
-        name: as in `LLAMA_FTYPE_MOSTLY_…`.
-        importance: GGUF tensor name → (columns,) mean square of each input, as llama.cpp's importance matrices hold.
-        pure: one type for every matrix, instead of the mix that the name stands for.
-
-    Raises:
-        ProgramError: it refuses this model.
-    """
-    import llama_cpp
-
-    params = llama_cpp.llama_model_quantize_default_params()
-    params.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{name}")
-    params.nthread = 2
-    params.pure = pure
-    kept = []
-    if importance is not None:
-        entries = (_Importance * (len(importance) + 1))()
-        for index, (tensor, values) in enumerate(importance.items()):
-            data = np.ascontiguousarray(np.maximum(values, values.mean() * 1e-6 + 1e-20), dtype=np.float32)
-            kept.append(data)
-            entries[index].name = tensor.encode()
-            entries[index].data = data.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
-            entries[index].size = data.size
-        params.imatrix = ctypes.cast(entries, type(params.imatrix))
-    runtime_for("gguf").version()  # starts the backend with its log kept quiet
-    code = llama_cpp.llama_model_quantize(str(source).encode(), str(out).encode(), ctypes.byref(params))
-    if code != 0:
-        out.unlink(missing_ok=True)
-        raise ProgramError(f"llama.cpp does not write {name} for this model (code {code})")
 
 
 def gguf_importance(output: Path) -> dict[str, NDArray[np.float32]]:
@@ -147,18 +99,3 @@ def quantize_litert(plain: Path, out: Path, recipe: str) -> Cost:
         "found.quantize().export_model(sys.argv[2])"
     )
     return run([sys.executable, "-c", code, str(plain), str(out), recipe])
-
-
-def main(kind: str, source: str, out: str, name: str, importance: str, pure: str) -> int:
-    """llama.cpp's quantizer in this process."""
-    assert kind == "gguf", "the other tools have command lines"
-    weights = None
-    if importance:
-        with np.load(importance) as stored:
-            weights = {tensor: stored[tensor] for tensor in stored.files}
-    quantize_gguf(Path(source), Path(out), name, importance=weights, pure=pure == "1")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))

@@ -34,8 +34,11 @@ class Cost(Record, frozen=True):
     """Of the largest process."""
 
 
-def run(command: Sequence[str], *, environment: Mapping[str, str] | None = None) -> Cost:
+def run(command: Sequence[str], *, environment: Mapping[str, str] | None = None, codes: tuple[int, ...] = (0,)) -> Cost:
     """Run a program offline, quietly, to its end.
+
+    Args:
+        codes: exit codes that are no failure.
 
     Raises:
         ProgramError: it failed.
@@ -54,7 +57,7 @@ def run(command: Sequence[str], *, environment: Mapping[str, str] | None = None)
         _, status, used = os.wait4(child.pid, 0)
         child.returncode = os.waitstatus_to_exitcode(status)
         wall = time.monotonic() - started
-        if child.returncode:
+        if child.returncode not in codes:
             said.seek(0)
             last = "\n".join(said.read().decode(errors="replace").splitlines()[-25:])
             raise ProgramError(f"{' '.join(command[:6])} … ended with {child.returncode}:\n{last}")

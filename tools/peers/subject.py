@@ -47,7 +47,9 @@ class Subject:
         self.source = TensorSource(empty, checkpoint, summarize(empty, checkpoint))
         self.summary = self.source.summary
         tokenizer = open_tokenizer(self.model)
-        self.texts = ["".join(render(tokenizer, row)[:2]) for row in prepare_data(data).heldout[:50]]
+        split = prepare_data(data)
+        self.texts = ["".join(render(tokenizer, row)[:2]) for row in split.heldout[:50]]
+        self.calibration = ["".join(render(tokenizer, row)[:2]) for row in split.calibration]
         self.context, self.ubatch = min(context, self.summary.context_tokens), ubatch
         place.mkdir(parents=True, exist_ok=True)
 
@@ -90,12 +92,13 @@ class Subject:
         )
         save_json(out / "compressed.json", record)
 
-    def beside(self, ours: Path, name: str, make: Callable[[Path], tuple[str, ...]]) -> Path:
+    def beside(self, ours: Path, name: str, make: Callable[[Path], tuple[str, ...]], *, target: str = "") -> Path:
         """An artifact folder for a runtime's own export, so that the same sessions run it.
 
         Args:
             ours: the artifact whose record it takes.
             make: writes the model's files into a folder and names them, the one to be opened first.
+            target: what runs it; empty: what runs `ours`.
         """
         folder = self.place / name
         if not (folder / "artifact.json").exists():
@@ -107,6 +110,8 @@ class Subject:
                     for file in files
                 )
                 record = load_json(ours / "artifact.json", Artifact)
+                if target:
+                    record = msgspec.structs.replace(record, target=target, settings=self.settings(target))
                 record = msgspec.structs.replace(record, model=files[0], model_files=files, files=listed)
                 save_json(place / "artifact.json", record)
         return folder
