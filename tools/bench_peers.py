@@ -131,15 +131,7 @@ def llama_points(scorer: Scorer) -> Iterator[Point]:
         words = [name, *(["imatrix"] if weighted else []), *(["pure"] if pure else [])]
 
         def make(place: Path, name: str = name, weighted: bool = weighted, pure: bool = pure) -> Made:
-            command = [
-                sys.executable,
-                "-m",
-                "peers.exports",
-                "gguf",
-                str(scorer.source),
-                str(place / "model.gguf"),
-                name,
-            ]
+            command = [sys.executable, "-m", "peers.llama", str(scorer.source), str(place / "model.gguf"), name]
             return Made(("model.gguf",), run([*command, str(importance) if weighted else "", str(int(pure))]))
 
         yield scorer.peer("gguf", "llama.cpp", " ".join(words), make)
