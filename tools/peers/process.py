@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -19,6 +18,17 @@ OFFLINE = {
     "HF_DATASETS_OFFLINE": "1",
     "CUDA_VISIBLE_DEVICES": "",
 }
+_LAUNCHER = """
+import os, resource, subprocess, sys, time
+started = time.monotonic()
+code = subprocess.call(sys.argv[2:])
+used = resource.getrusage(resource.RUSAGE_CHILDREN)
+unit = 1 if sys.platform == "darwin" else 1024
+with open(sys.argv[1], "w") as stream:
+    print(time.monotonic() - started, used.ru_utime + used.ru_stime, used.ru_maxrss * unit, file=stream)
+sys.exit(code if code >= 0 else 128 - code)
+"""
+"""A small process in between: a new process's peak memory begins at that of the one that started it."""
 
 
 class ProgramError(RuntimeError):
@@ -45,21 +55,20 @@ def run(command: Sequence[str], *, environment: Mapping[str, str] | None = None,
     """
     tools = str(Path(__file__).resolve().parents[1])
     paths = os.pathsep.join(filter(None, (tools, os.environ.get("PYTHONPATH"))))
-    started = time.monotonic()
-    with tempfile.TemporaryFile() as said:
-        child = subprocess.Popen(
-            list(command),
+    with tempfile.TemporaryDirectory() as scratch:
+        told = Path(scratch) / "cost"
+        done = subprocess.run(
+            [sys.executable, "-S", "-c", _LAUNCHER, str(told), *command],
             env={**os.environ, **OFFLINE, "PYTHONPATH": paths, **(environment or {})},
             stdin=subprocess.DEVNULL,
-            stdout=said,
+            stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            check=False,
         )
-        _, status, used = os.wait4(child.pid, 0)
-        child.returncode = os.waitstatus_to_exitcode(status)
-        wall = time.monotonic() - started
-        if child.returncode not in codes:
-            said.seek(0)
-            last = "\n".join(said.read().decode(errors="replace").splitlines()[-25:])
-            raise ProgramError(f"{' '.join(command[:6])} … ended with {child.returncode}:\n{last}")
-    unit = 1 if sys.platform == "darwin" else 1024
-    return Cost(wall_s=wall, cpu_s=used.ru_utime + used.ru_stime, peak_rss_bytes=used.ru_maxrss * unit)
+        if done.returncode not in codes:
+            last = "\n".join(done.stdout.splitlines()[-25:])
+            raise ProgramError(f"{' '.join(command[:6])} … ended with {done.returncode}:\n{last}")
+        wall, cpu, rss = map(float, told.read_text().split())
+    return Cost(wall_s=wall, cpu_s=cpu, peak_rss_bytes=int(rss))
