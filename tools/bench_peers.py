@@ -33,6 +33,7 @@ from peers.exports import build_onnx, gguf_importance, plain_litert, quantize_li
 from peers.plot import draw
 from peers.points import Made, Point, Scorer, front, spread
 from peers.process import ProgramError, run
+from peers.score import THEIRS
 from peers.subject import Subject, tell
 from peers.tables import tables
 
@@ -167,6 +168,7 @@ def onnx_points(scorer: Scorer) -> Iterator[Point]:
     for name, (precision, options) in ONNX.items():
 
         def make(place: Path, precision: str = precision, options: tuple[str, ...] = options) -> Made:
+            (place / THEIRS).touch()
             return Made(("model.onnx", "model.onnx.data"), build_onnx(scorer.subject, place, precision, options))
 
         yield scorer.peer("onnx", "onnxruntime-genai", name, make)

@@ -16,8 +16,6 @@ from edgegen.records.artifact import Artifact
 from edgegen.records.base import Record
 from edgegen.records.plan import Plan
 from edgegen.records.report import Quality
-from edgegen.verify.process import run_worker
-from edgegen.verify.worker import Request
 from peers.process import Cost, ProgramError, run
 from peers.subject import Subject, tell
 
@@ -149,22 +147,15 @@ class Scorer:
         return found
 
     def _scored(self, point: Point, folder: Path, reference: Path | None = None) -> Point:
-        request = Request(
-            artifact=str(folder),
-            runtime="",
-            strict="",
-            reference=str(reference or self.base / "reference"),
-            what="quality",
-            prompt_tokens=0,
-            decode_tokens=0,
-            repeats=0,
-            answer_tokens=1,
-        )
-        result = run_worker(request)
-        if result.quality is None:
-            raise ProgramError(result.error)
+        found = self.place / "points" / f".{folder.name}.quality.json"
+        against = reference or self.base / "reference"
+        try:
+            run([sys.executable, "-m", "peers.score", str(folder), str(against), str(found)])
+            quality = load_json(found, Quality)
+        finally:
+            found.unlink(missing_ok=True)
         size = load_json(folder / "artifact.json", Artifact).model_bytes
-        return msgspec.structs.replace(point, bytes=size, quality=result.quality)
+        return msgspec.structs.replace(point, bytes=size, quality=quality)
 
 
 def front(points: Iterable[Point]) -> list[Point]:
