@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -80,9 +81,7 @@ def quantize(python: Path, subject: Subject, source: Path, out: Path, arguments:
     Raises:
         ProgramError: it failed.
     """
-    place = out.parent / "autoround"
-    shutil.rmtree(place, ignore_errors=True)
-    place.mkdir(parents=True)
+    place = Path(tempfile.mkdtemp(prefix="autoround-"))  # AutoRound takes a comma in a path for two data sets
     program, corpus = place / "program.py", place / "corpus.json"
     program.write_text(_PROGRAM)
     corpus.write_text(json.dumps([{"text": text} for text in subject.calibration]))
