@@ -54,7 +54,7 @@ ONNX = {
     "int8, default": ("int8", ()),
     "int8, k_quant": ("int8", ("algo_config=k_quant",)),
 }
-LITERT = ("dynamic_wi8_afp32", "dynamic_wi8b32_afp32", "dynamic_wi4b32_afp32", "dynamic_wi4c_afp32")
+LITERT = ("dynamic_wi8_afp32", "dynamic_wi4b32_afp32", "dynamic_wi4c_afp32")
 TOOLS = {"llama.cpp": "gguf", "autoround": "gguf", "onnx": "onnx", "litert": "litert"}
 CONTEXT, UBATCH = 1024, 128
 

@@ -116,7 +116,11 @@ class Scorer:
         def work(blank: Point) -> Point:
             out = self.place / f"ours-{target}-{vocab}"
             continued = out.exists()
-            cost = self._compress(target, out, "--max-bytes", str(against.bytes), vocab=vocab)
+            limit = against.bytes
+            cost = self._compress(target, out, "--max-bytes", str(limit), vocab=vocab)
+            while (over := load_json(out / "artifact" / "artifact.json", Artifact).model_bytes - against.bytes) > 0:
+                limit -= over  # a runtime's file may be some bytes larger than was planned
+                self._compress(target, out, "--max-bytes", str(limit), vocab=vocab)
             plan = load_json(out / "plan.json", Plan)
             point = msgspec.structs.replace(
                 blank, cost=cost, continued=continued, predicted_kl=plan.prediction.kl, vocab_size=plan.vocabulary.size
