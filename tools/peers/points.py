@@ -136,16 +136,16 @@ class Scorer:
         return run(command, codes=(0, _PLAN_MISSES))
 
     def _kept(self, blank: Point, work: Callable[[Point], Point]) -> Point:
-        """A point that was found before, or the work's; a failure is kept too."""
+        """A point that was found before, or the work's; what failed is tried again the next time."""
         key = hashlib.sha256(f"{blank.target} {blank.tool} {blank.name} {blank.limit}".encode()).hexdigest()[:16]
         path = self.place / "points" / f"{key}.json"
         if path.exists():
             return load_json(path, Point)
         try:
             found = work(blank)
+            save_json(path, found)
         except ProgramError as error:
             found = msgspec.structs.replace(blank, error=str(error))
-        save_json(path, found)
         said = f"{found.bytes:,} bytes, KL {found.kl:.5f}" if found.quality else found.error.splitlines()[-1][:200]
         tell(f"{found.model}, {found.target}, {found.tool} {found.name}: {said}")
         return found
