@@ -115,7 +115,7 @@ class Scorer:
 
         def work(blank: Point) -> Point:
             out = self.place / f"ours-{target}-{vocab}"
-            continued = out.exists()
+            continued = out.exists() or out.with_name(f"{out.name}.partial").exists()
             limit = against.bytes
             cost = self._compress(target, out, "--max-bytes", str(limit), vocab=vocab)
             while (over := load_json(out / "artifact" / "artifact.json", Artifact).model_bytes - against.bytes) > 0:
