@@ -21,6 +21,8 @@ from peers.subject import Subject, tell
 
 PROFILE = "raspberry-pi-4-4gb"
 OURS = "edgegen"
+VOCABULARY = ", vocabulary "
+"""In the name of edgegen's file before what was asked of its vocabulary, where that is not to keep it."""
 _PLAN_MISSES, _NO_PLAN = 5, 4
 """Exit codes: the artifact misses a limit but is there; no plan fits."""
 
@@ -111,7 +113,7 @@ class Scorer:
 
     def ours(self, target: str, against: Point, vocab: str) -> Point:
         """edgegen's file with at most as many bytes."""
-        name = f"{against.tool} {against.name}" + ("" if vocab == "keep" else f", vocabulary {vocab}")
+        name = f"{against.tool} {against.name}" + ("" if vocab == "keep" else f"{VOCABULARY}{vocab}")
 
         def work(blank: Point) -> Point:
             out = self.place / f"ours-{target}-{vocab}"

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Iterator, Sequence
 
 from edgegen.common.units import format_bytes, format_seconds
-from peers.points import OURS, Point
+from peers.points import OURS, VOCABULARY, Point
 
 GOALS = {"llama.cpp": 0.45, "AutoRound": 0.7, "onnxruntime-genai": 0.5, "ai-edge-quantizer": 0.5}
 """Mean KL of edgegen's file over that of the tool's best file of at least as many bytes."""
@@ -27,7 +27,7 @@ def pairs(points: Sequence[Point]) -> Iterator[tuple[Point, Point]]:
         if ours.tool == OURS and ours.quality:
             for theirs in points:
                 if (theirs.model, theirs.target, theirs.bytes) == (ours.model, ours.target, ours.limit) and (
-                    ours.name.startswith(f"{theirs.tool} {theirs.name}") and theirs.quality
+                    ours.name.split(VOCABULARY)[0] == f"{theirs.tool} {theirs.name}" and theirs.quality
                 ):
                     yield theirs, ours
 
