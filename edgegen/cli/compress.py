@@ -67,8 +67,12 @@ def compress(
     )
     arguments |= {"litertlm": litertlm, "gates": gates, "common_grid": common_grid}
     targets = options.targets_of(target)
-    if tui and (code := _on_screens(Path(out), targets)) is not None:
-        raise typer.Exit(code)
+    if tui:
+        from edgegen.sdk.stage_words import stages_of
+
+        chain = stages_of(searched=budget is not None, judged=gates is not None)
+        if (code := _on_screens(Path(out), targets, chain)) is not None:
+            raise typer.Exit(code)
     say_learned(profile, quiet)
     if len(targets) > 1:
         with progress(quiet) as notify:
@@ -84,7 +88,7 @@ def compress(
     show_result(result.report, result.plan, out=out, json=json)
 
 
-def _on_screens(out: Path, targets: tuple[str, ...]) -> int | None:
+def _on_screens(out: Path, targets: tuple[str, ...], chain: tuple[str, ...]) -> int | None:
     """Run the same command as a child whose progress is shown.
 
     Returns:
@@ -101,7 +105,8 @@ def _on_screens(out: Path, targets: tuple[str, ...]) -> int | None:
         return None
     from edgegen.monitor.compression import show_compression
 
-    return show_compression([word for word in sys.argv[1:] if word != "--tui"], out, targets, EVENTS_VARIABLE)
+    command = [word for word in sys.argv[1:] if word != "--tui"]
+    return show_compression(command, out, targets, chain, EVENTS_VARIABLE)
 
 
 def show_comparison(found: BakeOff, *, out: str, json: bool) -> None:

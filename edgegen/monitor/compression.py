@@ -31,7 +31,6 @@ from edgegen.monitor.themes import DEFAULT_THEME, PLAIN_THEME, THEMES
 from edgegen.monitor.widgets.bars import Bar
 from edgegen.monitor.widgets.lines import Lines
 from edgegen.records.plan import Plan, TensorChoice
-from edgegen.sdk.stage_words import CHAIN
 
 TICK_S = 0.5
 INTERRUPTED = 130
@@ -290,12 +289,15 @@ class CompressionApp(App[int]):
     ENABLE_COMMAND_PALETTE = False
 
 
-def show_compression(command: Sequence[str], out: Path, targets: Sequence[str], events_variable: str) -> int:
+def show_compression(
+    command: Sequence[str], out: Path, targets: Sequence[str], chain: Sequence[str], events_variable: str
+) -> int:
     """Run `edgegen <command>` as a child and show it until the user leaves.
 
     Args:
         out: folder of the result, for reading its plan while it is made.
         targets: several are compared, each in a folder of its own.
+        chain: stages of one target, in order.
         events_variable: environment variable that hands the child the pipe for its progress.
 
     Returns:
@@ -304,7 +306,7 @@ def show_compression(command: Sequence[str], out: Path, targets: Sequence[str], 
     import os
 
     prefixes = [f"{target}/" for target in targets] if len(targets) > 1 else [""]
-    stages = [prefix + stage for prefix in prefixes for stage in CHAIN]
+    stages = [prefix + stage for prefix in prefixes for stage in chain]
     if len(targets) > 1:
         stages.append("compare")
     run = ChildRun(command, events_variable, stages)

@@ -15,7 +15,19 @@ STAGE_WORDS = {
     "bench": "Measuring speed",
 }
 CHAIN = ("measure", "plan", "compress", "export", "reference", "verify")
-"""Of a compression, in order; `gates` follows where there are any."""
+"""Of a compression, in order; `structures` comes before `plan` where there is time for it, `gates` last where there
+are any."""
+
+
+def stages_of(*, searched: bool = False, judged: bool = False) -> tuple[str, ...]:
+    """Of a compression, in order.
+
+    Args:
+        searched: whether there is time for other structures.
+        judged: whether there are gates.
+    """
+    before, after = CHAIN[:1], CHAIN[1:]
+    return (*before, *(("structures",) if searched else ()), *after, *(("gates",) if judged else ()))
 
 
 def stage_words(stage: str) -> str:

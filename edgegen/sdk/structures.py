@@ -227,8 +227,10 @@ class StructureSearch:
 
     def _heal_best(self, tried: Sequence[Candidate]) -> list[Candidate]:
         """The most promising ones, healed and halved: the best first."""
-        alive = [c for c in tried if c.model is not None and math.isfinite(self._estimate(c, _HEALED_SHARE))]
-        promising = sorted(alive, key=lambda c: self._estimate(c, _HEALED_SHARE))
+        hopes = {c.name: self._estimate(c, _HEALED_SHARE) for c in tried if c.model is not None}
+        promising = sorted(
+            (c for c in tried if math.isfinite(hopes.get(c.name, math.inf))), key=lambda c: hopes[c.name]
+        )
         first = list({c.changes[-1].technique: c for c in reversed(promising)}.values())  # the best of each technique
         rest = [c for c in promising if c not in first]
         number = 2 if self._seconds < 300 else 4 if self._seconds < 3600 else 6

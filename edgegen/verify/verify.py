@@ -95,10 +95,10 @@ def verify_artifact(
     if not results["quality"].error and not is_encoder:
         texts = _decoded(artifact_folder, results["quality"].answers)
         originals = [prompt.answer.split() for prompt in reference.prompts]
-        sane, seen = looks_sane(
-            originals, [text.split() for text in texts], texts, [prompt.answer for prompt in reference.prompts]
-        )
         if reference.prompts:
+            sane, seen = looks_sane(
+                originals, [text.split() for text in texts], texts, [prompt.answer for prompt in reference.prompts]
+            )
             checks.append(_check("sane_text", sane, seen))
         samples = tuple(
             Sample(prompt=prompt.prompt, original=prompt.answer, artifact=text, expected=prompt.expected)

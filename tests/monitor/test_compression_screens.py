@@ -28,7 +28,7 @@ from edgegen.monitor.compression_lines import front_lines, prediction_lines, sta
 from edgegen.monitor.keymap import known_keys
 from edgegen.monitor.screens.help import HelpScreen, live_keys
 from edgegen.records.plan import Plan
-from edgegen.sdk.stage_words import CHAIN
+from edgegen.sdk.stage_words import CHAIN, stages_of
 from tests.flows.command import LOOSE, run_cli
 from tests.monitor.driving import text_of
 
@@ -327,3 +327,11 @@ def test_without_textual(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UnsupportedError) as caught:
         prepare_terminal()
     assert "edgegen[monitor]" in caught.value.hint
+
+
+def test_optional_stages_stand_where_they_run() -> None:
+    assert stages_of() == CHAIN
+    assert stages_of(searched=True, judged=True) == (
+        *("measure", "structures", "plan", "compress", "export", "reference", "verify"),
+        "gates",
+    )
