@@ -148,4 +148,7 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    try:
+        sys.exit(main())
+    except EdgegenError as error:
+        sys.exit(f"bench_planning: {error} {error.hint}")

@@ -157,4 +157,7 @@ def table(result: dict[str, Any]) -> list[str]:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    try:
+        sys.exit(main())
+    except EdgegenError as error:
+        sys.exit(f"bench_techniques: {error} {error.hint}")
