@@ -249,30 +249,33 @@ class Engine:
         seen.begun_s = time.perf_counter()
         seen.queue_s = seen.begun_s - job.since
         self.counts.waited_s += seen.queue_s
+        last: Told | None = None
         try:
-            self._answer(job)
+            last = self._answer(job)
         except EdgegenError as error:
             self.counts.errors += not isinstance(error, ConfigError)  # a wrong request says nothing of the release
             if isinstance(error, DeviceError):
                 self.failed = str(error)
             seen.stop, seen.error = "error", error
-            job.tell(Told(error=error))
+            last = Told(error=error)
         except Exception as error:
             self.counts.errors += 1
             self.failed = f"{type(error).__name__}: {error}"
             seen.stop, seen.error = "error", DeviceError(f"the model failed: {self.failed}")
             seen.foreign = type(error).__name__
-            job.tell(Told(error=seen.error))
-        finally:
-            if job.watched and self.watch is not None:
-                self.watch(seen)
+            last = Told(error=seen.error)
+        if job.watched and self.watch is not None:
+            self.watch(seen)  # before the reader hears that it is over: what it asks next finds the answer known
+        if last is not None:
+            job.tell(last)
 
-    def _answer(self, job: Job) -> None:
+    def _answer(self, job: Job) -> Told | None:
+        """All pieces but the last, which is returned; None if nobody reads on."""
         ask, seen = job.ask, job.seen
         seen.stop = "canceled"
         if job.gone.is_set():
             self.counts.canceled += 1
-            return
+            return None
         self.counts.prompt_tokens += len(ask.ids)
         walk = _Walk(self, job)
         for piece in self.text.stream(walk.ids(), stop=ask.stop):
@@ -280,10 +283,10 @@ class Engine:
             job.tell(Told(text=piece, marks=walk.take_marks(), tokens=walk.count))
             if job.gone.is_set():
                 self.counts.canceled += 1
-                return
+                return None
         # A stop text ends the stream while tokens could still come.
         seen.stop = walk.ended or ("canceled" if job.gone.is_set() else "stop")
-        job.tell(Told(marks=walk.take_marks(), ended=walk.ended or "stop", tokens=walk.count))
+        return Told(marks=walk.take_marks(), ended=walk.ended or "stop", tokens=walk.count)
 
 
 class _Walk:

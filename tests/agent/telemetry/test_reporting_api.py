@@ -1,7 +1,9 @@
 """The real serving process: what it writes down of real answers, and what users think of them."""
 
+import asyncio
 import contextlib
 import json
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -13,7 +15,9 @@ import msgspec
 import openai
 import pytest
 
+from edgegen.agent.engine import Ask, Engine
 from edgegen.agent.golden import Answered
+from edgegen.agent.seen import Seen
 from edgegen.agent.serve import Reporting
 from edgegen.agent.telemetry.settings import Telemetry
 from edgegen.agent.telemetry.spool import Spool
@@ -184,3 +188,22 @@ def test_a_disk_that_takes_nothing_does_not_keep_the_model_from_answering(artifa
         with contextlib.suppress(OSError):
             (tmp_path / "spool.db").rmdir()
         assert post(url + "/v1/feedback", {"id": said["id"], "rating": "up"})[0] == 200
+
+
+@pytest.mark.parametrize("ask", [Ask((1, 2, 3), 3), Ask((), 3)], ids=["answered", "failed"])
+def test_an_answer_is_known_before_its_reader_hears_that_it_is_over(artifact: Path, ask: Ask) -> None:
+    known = threading.Event()
+
+    def watch(seen: Seen) -> None:
+        time.sleep(0.2)  # longer than a reader needs
+        known.set()
+
+    async def read(engine: Engine) -> bool:
+        job = engine.submit(ask, name="one")
+        while True:
+            piece = await job.pieces.get()
+            if piece.ended or piece.error is not None:
+                return known.is_set()
+
+    with Engine(artifact, settings=Text(artifact).artifact.settings, watch=watch) as engine:
+        assert asyncio.run(read(engine))
