@@ -95,6 +95,16 @@ def plan_within(problem: Problem, measure: Callable[[Solution], float]) -> Plann
     return measured.planned(problem, best)
 
 
+def replanned(planned: Planned, solution: Solution, kl: float) -> Planned:
+    """A plan with another solution of the same problem.
+
+    Args:
+        kl: of the solution, measured as a whole.
+    """
+    corrected = msgspec.structs.replace(planned.problem, kl_scale=_scale(planned.problem, solution, kl))
+    return Planned(problem=corrected, solution=solution, kl=kl, rounds=planned.rounds)
+
+
 class _Measured:
     """Measures each solution once."""
 
