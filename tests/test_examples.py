@@ -52,7 +52,7 @@ def _deliver(folder: Path) -> None:
 
 def _own_technique(folder: Path) -> None:
     plan = load_json(folder / "plan.json", edgegen.Plan)
-    assert [one.technique for one in plan.considered] == ["late_values"]
+    assert [one.technique for one in plan.considered] == ["late_values", "local_search", "refinement"]
 
 
 def _demo(folder: Path) -> None:

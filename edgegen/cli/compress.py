@@ -69,8 +69,10 @@ def compress(
     targets = options.targets_of(target)
     if tui:
         from edgegen.sdk.stage_words import stages_of
+        from edgegen.sdk.wishes import times_of
 
-        chain = stages_of(searched=budget is not None, judged=gates is not None)
+        times = times_of(budget, arguments["techniques"], "quality")
+        chain = stages_of(searched=times.structures > 0, refined=times.refinement > 0, judged=gates is not None)
         if (code := _on_screens(Path(out), targets, chain)) is not None:
             raise typer.Exit(code)
     say_learned(profile, quiet)

@@ -62,12 +62,16 @@ Budget = Annotated[
     str | None,
     typer.Option(
         "--budget",
-        help="Time for changing the structure too (depth, width, rank …) and healing it, like 10m, 1h or overnight; "
-        "for each target.",
+        help="Time for a better artifact, like 10m, 1h or overnight, for each target: changing the structure too "
+        "(depth, width, rank …) and healing it, exchanging grids, tuning the rounded weights.",
     ),
 ]
 Techniques = Annotated[
-    str | None, typer.Option("--techniques", help="Use only these within --budget, like depth,width.")
+    str | None,
+    typer.Option(
+        "--techniques",
+        help="Spend --budget on these only, like depth,width; local_search exchanges grids, refinement tunes weights.",
+    ),
 ]
 Explain = Annotated[bool, typer.Option("--explain", help="Say of each technique why it was taken or not.")]
 Gates = Annotated[

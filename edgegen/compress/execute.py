@@ -93,6 +93,11 @@ def steps_of(plan: Plan) -> tuple[str, ...]:
     compensated = sum(choice.compensated for choice in matrices)
     which = "" if compensated == len(matrices) else f" in {compensated} of {len(matrices)} matrices"
     steps.append(f"weights rounded onto {words}" + (f", with error compensation{which}" if compensated else ""))
+    if plan.refinement is not None and plan.refinement.kept:
+        steps.append(
+            f"rounded weights tuned as a whole to say what the original says, in {plan.refinement.steps:,} steps on "
+            f"{plan.refinement.tokens:,} predictions"
+        )
     return tuple(steps)
 
 

@@ -107,9 +107,22 @@ def rescale(packed: Bytes, grid: str, columns: int, factors: Doubles) -> Bytes:
         packed: (R, bytes of a unit of C columns).
         factors: (R, scales), the second for offsets where there are two.
     """
+    return rescale_rows(packed, grid, columns, factors[:, None])
+
+
+def rescale_rows(packed: Bytes, grid: str, columns: int, factors: Doubles) -> Bytes:
+    """Whole rows with every unit's steps and offsets multiplied, as `rescale` does with one; a copy.
+
+    Args:
+        packed: (R, row bytes).
+        factors: (R, units, scales).
+    """
     if grid in uniform.NAMES:
-        return uniform.rescale(packed, grid, columns, factors[:, 0])
-    return ggml_codes.rescale(packed, grid, factors)
+        return uniform.rescale(packed, grid, columns, factors[:, :, 0])
+    rows, units = factors.shape[:2]
+    return ggml_codes.rescale(packed.reshape(rows * units, -1), grid, factors.reshape(rows * units, -1)).reshape(
+        rows, -1
+    )
 
 
 def join(parts: list[Bytes], grid: str, columns: int) -> Bytes:

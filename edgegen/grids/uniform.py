@@ -228,14 +228,15 @@ def scales_and_zeros(packed: Bytes, grid: str, columns: int) -> tuple[NDArray[np
 
 
 def rescale(packed: Bytes, grid: str, columns: int, factors: NDArray[np.float64]) -> Bytes:
-    """Packed rows of one block with their scales multiplied by (R,) factors, as far as they can be stored; a copy."""
+    """Packed rows with their scales multiplied by (R, B) factors, as far as they can be stored; a copy."""
     spec = NAMES[grid]
-    start = spec.block_bytes(columns)
+    blocks = spec.blocks(columns)
+    start = blocks * spec.block_bytes(columns)
     scales, _ = scales_and_zeros(packed, grid, columns)
     kind = np.float32 if spec.scale_bytes == 4 else np.float16
-    stored = _storable((scales * factors[:, None]).astype(np.float32), spec).astype(kind)
+    stored = _storable((scales * factors).astype(np.float32), spec).astype(kind)
     found = packed.copy()
-    found[:, start : start + spec.scale_bytes] = np.ascontiguousarray(stored).view(np.uint8)
+    found[:, start : start + blocks * spec.scale_bytes] = np.ascontiguousarray(stored).view(np.uint8)
     return found
 
 

@@ -103,7 +103,7 @@ def save_reference(
         plain_nats = _nats(model, plain)
         parity_windows = first_windows(windows, parity_tokens(columns))
         base = model if base is None else base
-        with rounded_model(base, source, _rounded_only(grids), {}):
+        with rounded_model(base, source, source.changed(grids), {}):
             logits = torch.cat([_logits(base, _in_original(window, kept)) for window in parity_windows])
             runs = [_greedy_run(base, window, kept, context_tokens) for window in parity_windows[:_GREEDY_RUNS]]
         parity = logits if keep is None else logits[:, keep]
@@ -174,11 +174,6 @@ def _nats(model: Any, windows: list[Window]) -> float:
         log_probs = counted_log_probs(model, group)
         total -= float(log_probs.gather(1, counted_targets(group)[:, None]).sum(dtype=torch.float64))
     return total
-
-
-def _rounded_only(grids: dict[str, str]) -> dict[str, str]:
-    """Tensors whose rounding changes anything."""
-    return {name: grid for name, grid in grids.items() if grid != "f32"}
 
 
 def first_windows(windows: list[Window], tokens: int) -> list[Window]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -44,7 +44,7 @@ def round_activations(x: torch.Tensor, block: int) -> torch.Tensor:
 
 @contextlib.contextmanager
 def rounded_model(
-    model: Any, source: TensorSource, grids: dict[str, str], activation_of: dict[str, str]
+    model: Any, source: TensorSource, grids: dict[str, str], activation_of: Mapping[str, str]
 ) -> Iterator[None]:
     """Inside the block, the model computes as the runtime would with these grids.
 

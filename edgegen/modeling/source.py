@@ -18,14 +18,18 @@ from __future__ import annotations
 import collections
 import re
 import threading
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors import safe_open
 
 from edgegen import grids
+from edgegen.common.codec import load_json
 from edgegen.grids import agreed
 from edgegen.modeling import compensation
 from edgegen.modeling.checkpoint import Checkpoint
@@ -33,11 +37,16 @@ from edgegen.modeling.hessians import Hessians
 from edgegen.modeling.load import stored_names
 from edgegen.modeling.summary import is_transposed
 from edgegen.records.model import ModelSummary, TensorInfo
+from edgegen.records.refinement import Refined
 
 _BLOCK_COLUMNS = 32
 _FFN_IN_BIAS = re.compile(r"\.(mlp\.(gate_proj|up_proj|c_fc|fc1)|intermediate\.dense|ffn\.lin1)(\.1)?\.bias$")
 _FIRST_FACTOR, _SECOND_FACTOR = ".0.weight", ".1.weight"
 """Ends of the names of a factorised matrix's two parts: (rank, inputs) and (outputs, rank)."""
+REFINEMENT = "refinement.json"
+"""In a folder of tuned tensors, a `Refined`."""
+REFINED_WEIGHTS = "weights.safetensors"
+"""Beside it: tensor name → (R, row bytes)."""
 CACHE_BYTES = 1_500_000_000
 _FACTORS_KEPT = 3
 """Factored Hessians in memory: those that the tensors rounded next may share."""
@@ -73,6 +82,8 @@ class TensorSource:
         self._original_shape = {t.name: (t.rows, t.columns) for t in summary.tensors}
         self._importance: dict[str, NDArray[np.float32]] = {}
         self._hessians: Hessians | None = None
+        self._refined: dict[str, str] = {}
+        self._refined_file: Path | None = None
         self._factors: collections.OrderedDict[str, compensation.Factored] = collections.OrderedDict()
         self._factoring = threading.Lock()
         self._cache: collections.OrderedDict[tuple[str, str, bool], NDArray[np.uint8]] = collections.OrderedDict()
@@ -92,6 +103,11 @@ class TensorSource:
             self._hessians = hessians
             self._factors.clear()
             self._forget()
+
+    def use_refinement(self, folder: Path | None) -> None:
+        """Take tensors that were tuned in their grids from a folder that `compress.refine` wrote; None: none are."""
+        self._refined = {} if folder is None else load_json(folder / REFINEMENT, Refined).grids
+        self._refined_file = None if folder is None else folder / REFINED_WEIGHTS
 
     def _forget(self) -> None:
         self._cache.clear()
@@ -128,9 +144,16 @@ class TensorSource:
         Args:
             plain: without compensating errors, whether or not that would be possible.
         """
+        if not plain and self._refined_file is not None and self._refined.get(name) == grid:
+            with safe_open(self._refined_file, framework="numpy") as stored:
+                return np.asarray(stored.get_tensor(name))
         compensated = not plain and self.compensates(name, grid)
         onto = self._rounding_grid(grid)
         return agreed.translate(self._rounded_onto(name, onto, compensated), onto, grid, self._shape[name][1])
+
+    def changed(self, chosen: Mapping[str, str]) -> dict[str, str]:
+        """Those of the tensors with these grids that do not stay what they are in the checkpoint."""
+        return {name: grid for name, grid in chosen.items() if grid != "f32" or self._refined.get(name) == grid}
 
     def _rounding_grid(self, grid: str) -> str:
         """The grid that weights are rounded onto before they are packed in another."""
@@ -182,8 +205,12 @@ class TensorSource:
 
     def as_parameter(self, name: str, values: NDArray[np.float32]) -> torch.Tensor:
         """An exported matrix back in the model's own shape: padding cut off, orientation restored."""
+        return self.to_parameter(name, torch.from_numpy(np.ascontiguousarray(values)))
+
+    def to_parameter(self, name: str, values: torch.Tensor) -> torch.Tensor:
+        """The same of a tensor; gradients pass."""
         rows, columns = self._original_shape[name]
-        tensor = torch.from_numpy(np.ascontiguousarray(values[:rows, :columns]))
+        tensor = values[:rows, :columns]
         if name in self._transposed:
             tensor = tensor.T
         return tensor.reshape(self._checkpoint.shapes[self._stored[name]])

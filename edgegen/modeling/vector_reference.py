@@ -66,7 +66,7 @@ def save_vectors(
                 progress(min(start + 64, len(texts)), len(texts))
         np.save(building / "quality.npy", np.concatenate(parts).astype(np.float32))
         parity = texts[:_PARITY_TEXTS]
-        with rounded_model(model, source, {name: grid for name, grid in grids.items() if grid != "f32"}, {}):
+        with rounded_model(model, source, source.changed(grids), {}):
             np.save(building / "parity.npy", vectors_of(model, pooling, parity).numpy().astype(np.float32))
         record = Reference(
             schema=1,

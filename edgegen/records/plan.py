@@ -8,6 +8,7 @@ from edgegen.records.base import Record
 from edgegen.records.data import DataRef
 from edgegen.records.model import ModelRef, ModelSummary, Task
 from edgegen.records.profile import Budgets, Profile
+from edgegen.records.refinement import Refinement
 from edgegen.records.structure import Change, Considered
 
 
@@ -169,6 +170,8 @@ class Plan(Record, frozen=True):
     """What became of each technique."""
     more_time: str = ""
     """What a larger time budget would buy."""
+    refinement: Refinement | None = None
+    """What tuning the rounded weights gave, which `prediction` counts in; None: there was no time for it."""
     lineage: str = ""
     """One id from the model to what devices report: the digest of everything that decides the artifact. The artifact,
     the receipt and the release's provenance repeat it."""

@@ -22,6 +22,9 @@ from edgegen.sdk.job import Job
 from edgegen.sdk.planning import overhead_of
 from edgegen.techniques.registry import techniques
 
+UNTIMED = "not looked at: no time budget was given for it"
+"""Why a technique was not taken."""
+
 
 class Contender(msgspec.Struct, frozen=True):
     """A structure with the best plan for it."""
@@ -107,10 +110,7 @@ def plan_of(
 def _considered(best: Contender, contenders: Sequence[Contender], search: Search | None) -> tuple[Considered, ...]:
     """What became of each technique, in one sentence."""
     if search is None:
-        return tuple(
-            Considered(technique=t.NAME, title=t.TITLE, taken=False, why="not looked at: no time budget was given")
-            for t in techniques()
-        )
+        return tuple(Considered(technique=t.NAME, title=t.TITLE, taken=False, why=UNTIMED) for t in techniques())
     taken = {change.technique: change for change in (best.structure.changes if best.structure else ())}
     planned = {c.structure.name: c for c in contenders if c.structure}
     found = []

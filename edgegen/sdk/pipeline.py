@@ -36,6 +36,7 @@ from edgegen.sdk.output import (
     save_report,
     typed_command,
 )
+from edgegen.sdk.refining import REFINED, weights_identity
 from edgegen.sdk.subject import Subject
 from edgegen.sdk.wishes import Rounding, Wanted, Wishes, fit_task, resolve
 from edgegen.sdk.workspace import Workspace
@@ -121,11 +122,27 @@ def run_chain(subject: Subject, wanted: Wanted, target: str, workspace: Workspac
     plan = _plan(run, job, wanted)
     folder = workspace.folder
     job = derived_job(job, folder, plan.structure_name, wanted.grids)
+    plan = _refined(run, job, plan, wanted.times.refinement)
     key = key_of(job, plan)
     run.stage("compress", key, ("compressed",), lambda tell: stages.compress(job, folder, plan, progress=tell))
     exported = export(run, job, plan, wanted, key)
     run.stage("reference", key, ("reference",), lambda tell: stages.reference(job, folder, plan, progress=tell))
     prove(run, subject, plan, wanted, exported)
+
+
+def _refined(run: Run, job: Job, plan: Plan, seconds: float) -> Plan:
+    """The plan with its rounded weights tuned, where there is time for it."""
+    folder = run.folder
+    if not seconds:
+        run.without(REFINED)
+        return plan
+    run.stage(
+        "refine",
+        [*weights_identity(job, plan), seconds],
+        (REFINED,),
+        lambda tell: stages.refine(job, folder, plan, seconds=seconds, progress=tell),
+    )
+    return stages.add_refinement(folder, plan)
 
 
 def fitted(wanted: Wanted, subject: Subject) -> Wanted:
@@ -316,13 +333,18 @@ def measure(run: Run, job: Job, wanted: Wanted) -> tuple[dict[str, Any], Roundin
 
 def _plan(run: Run, job: Job, wanted: Wanted) -> Plan:
     folder, grids = run.folder, wanted.grids
+    if wanted.times.any and job.subject.is_streamed:
+        raise ConfigError(
+            "--budget works on a model in memory, and this one is measured block by block",
+            hint="Leave --budget out, or give --memory more.",
+        )
     measuring, rounding = measure(run, job, wanted)
     run.without(PLANS)
     searched: dict[str, Any] = {}
-    if wanted.search_seconds:
+    if wanted.times.structures:
         searched = {
             "measured": measuring,
-            "seconds": wanted.search_seconds,
+            "seconds": wanted.times.structures,
             "techniques": wanted.techniques,
             "budgets": canonical_json(wanted.budgets).decode(),
             "prefer": wanted.prefer,
@@ -342,7 +364,7 @@ def _plan(run: Run, job: Job, wanted: Wanted) -> Plan:
                 keep=wanted.keep,
                 rounding=rounding,
                 techniques=wanted.techniques,
-                seconds=wanted.search_seconds,
+                seconds=wanted.times.structures,
                 progress=tell,
             ),
         )
@@ -354,6 +376,7 @@ def _plan(run: Run, job: Job, wanted: Wanted) -> Plan:
         "profile": canonical_json(wanted.profile).decode(),
         "budgets": canonical_json(wanted.budgets).decode(),
         "prefer": wanted.prefer,
+        **({"times": canonical_json(wanted.times).decode()} if wanted.times.any else {}),
     }
 
     def work(tell: Callable[[int, int], None]) -> None:
@@ -364,6 +387,7 @@ def _plan(run: Run, job: Job, wanted: Wanted) -> Plan:
             prefer=wanted.prefer,
             grids=grids,
             rounding=rounding,
+            times=wanted.times,
             progress=tell,
         )
         if isinstance(found, Infeasible):

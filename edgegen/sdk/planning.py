@@ -6,8 +6,9 @@ target's file, what a header with each vocabulary's tokenizer takes, and how a w
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from edgegen.modeling.load import open_tokenizer
 from edgegen.modeling.sensitivity import fitting_grids
 from edgegen.modeling.simulate import rounded_model
 from edgegen.modeling.summary import resized_config
@@ -31,7 +31,7 @@ from edgegen.records.model import HEAD_BIAS, ModelSummary, TensorInfo
 from edgegen.records.plan import Option, VocabularyChoice
 from edgegen.records.profile import Budgets
 from edgegen.sdk.job import Job
-from edgegen.sdk.subject import SCORED_TOKENS, Subject
+from edgegen.sdk.texts import in_original, scored_windows, tokenizer_of
 
 Progress = Callable[[int, int], None]
 
@@ -39,18 +39,6 @@ Progress = Callable[[int, int], None]
 def read_vocabularies(folder: Path) -> dict[int, NDArray[np.int64]]:
     with np.load(folder / "vocabularies.npz") as stored:
         return {int(name): stored[name] for name in stored.files}
-
-
-def scored_windows(subject: Subject, tokenizer: Any) -> list[Window]:
-    # From the end, so that few rows are shared with the statistics even when there is little data.
-    columns = subject.summary.vocab_size
-    tokens = int(np.clip(1_000_000_000 // (4 * columns), 1024, SCORED_TOKENS))
-    return subject.task.windows(
-        tokenizer,
-        tuple(reversed(subject.split.calibration)),
-        max_tokens=tokens,
-        window_tokens=subject.window_tokens,
-    )
 
 
 def build_problem(
@@ -146,33 +134,44 @@ class SolutionScorer:
         self._done = 0
 
     def __call__(self, solution: Solution) -> float:
+        kept = self.kept_of(solution)
         size = solution.case.choice.size
-        kept = self._kept.get(size) if size != self._job.subject.summary.vocab_size else None
         windows = self._windows.get(size)
         if windows is None:
-            windows = self._windows[size] = self._make_windows(kept)
-        columns = torch.from_numpy(kept) if kept is not None else None
-        subject, target = self._job.subject, self._job.target
-        task, base = subject.task, self._job.base.model
-
-        def outputs(model: Any) -> torch.Tensor:
-            found = task.outputs(model, subject.summary, windows)
-            return found if columns is None else torch.log_softmax(found[:, columns], dim=-1)
-
-        original = outputs(subject.model)
-        grids = {name: grid for name, grid in solution.grids.items() if grid != "f32"}
-        with rounded_model(base, self._job.source, grids, {g.name: g.activation for g in target.grids}):
-            kl = task.distance(original, outputs(base))
+            with tokenizer_of(self._job.subject, kept) as tokenizer:
+                windows = self._windows[size] = in_original(scored_windows(self._job.subject, tokenizer), kept)
+        found = distance_of(self._job, solution.grids, windows, kept)
         self._done += 1
         if self._progress:
             self._progress(self._done, self._done + 1)
-        return kl
+        return found
 
-    def _make_windows(self, kept: NDArray[np.int64] | None) -> list[Window]:
-        if kept is None:
-            return scored_windows(self._job.subject, self._job.subject.tokenizer)
-        folder = Path(self._job.subject.ref.path)
-        with tempfile.TemporaryDirectory() as scratch:
-            Vocabulary(folder / "tokenizer.json").write_trimmed(folder, Path(scratch), kept)
-            windows = scored_windows(self._job.subject, open_tokenizer(Path(scratch)))
-        return [Window(ids=kept[w.ids], counts=w.counts, bytes=w.bytes) for w in windows]
+    def kept_of(self, solution: Solution) -> NDArray[np.int64] | None:
+        """(K,) ids of the solution's vocabulary; None: all of it."""
+        size = solution.case.choice.size
+        return self._kept.get(size) if size != self._job.subject.summary.vocab_size else None
+
+
+def distance_of(job: Job, grids: Mapping[str, str], windows: list[Window], kept: NDArray[np.int64] | None) -> float:
+    """How far the rounded model is from the original on some text, with the runtime's rounding of activations.
+
+    Args:
+        grids: tensor name → grid, of all tensors.
+        windows: of the original's ids.
+        kept: (K,) ids of the vocabulary that stays; None: all of it.
+    """
+    original = outputs_of(job, job.subject.model, windows, kept)
+    with as_rounded(job, grids):
+        return job.subject.task.distance(original, outputs_of(job, job.base.model, windows, kept))
+
+
+def as_rounded(job: Job, grids: Mapping[str, str]) -> contextlib.AbstractContextManager[None]:
+    """Inside the block the base computes as the runtime would with these grids."""
+    activations = {g.name: g.activation for g in job.target.grids}
+    return rounded_model(job.base.model, job.source, job.source.changed(grids), activations)
+
+
+def outputs_of(job: Job, model: Any, windows: list[Window], kept: NDArray[np.int64] | None) -> torch.Tensor:
+    """What a model says, over the vocabulary that stays; arguments as `distance_of`."""
+    found = job.subject.task.outputs(model, job.subject.summary, windows)
+    return found if kept is None else torch.log_softmax(found[:, torch.from_numpy(kept)], dim=-1)

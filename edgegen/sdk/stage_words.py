@@ -6,6 +6,7 @@ STAGE_WORDS = {
     "measure": "Measuring what each grid costs",
     "structures": "Changing and healing structures",
     "plan": "Planning",
+    "refine": "Tuning rounded weights",
     "compress": "Rounding weights",
     "export": "Writing the artifact",
     "reference": "Asking the original",
@@ -14,20 +15,22 @@ STAGE_WORDS = {
     "compare": "Comparing targets",
     "bench": "Measuring speed",
 }
-CHAIN = ("measure", "plan", "compress", "export", "reference", "verify")
-"""Of a compression, in order; `structures` comes before `plan` where there is time for it, `gates` last where there
-are any."""
+_ALL = ("measure", "structures", "plan", "refine", "compress", "export", "reference", "verify", "gates")
+_OPTIONAL = ("structures", "refine", "gates")
+CHAIN = tuple(stage for stage in _ALL if stage not in _OPTIONAL)
+"""Of a compression, in order; what there is time or a wish for comes in between, see `stages_of`."""
 
 
-def stages_of(*, searched: bool = False, judged: bool = False) -> tuple[str, ...]:
+def stages_of(*, searched: bool = False, refined: bool = False, judged: bool = False) -> tuple[str, ...]:
     """Of a compression, in order.
 
     Args:
         searched: whether there is time for other structures.
+        refined: whether there is time for tuning the rounded weights.
         judged: whether there are gates.
     """
-    before, after = CHAIN[:1], CHAIN[1:]
-    return (*before, *(("structures",) if searched else ()), *after, *(("gates",) if judged else ()))
+    wanted = dict(zip(_OPTIONAL, (searched, refined, judged), strict=True))
+    return tuple(stage for stage in _ALL if wanted.get(stage, True))
 
 
 def stage_words(stage: str) -> str:

@@ -1,4 +1,6 @@
-"""The arrows, each callable alone: measure → plan → compress → export → reference. Verifying stands in `output`.
+"""The arrows, each callable alone: measure → plan → refine → compress → export → reference.
+
+Verifying stands in `output`.
 
 Each reads records and folders and writes the next ones into `folder`. None of them knows the others; `pipeline`
 strings them together.
@@ -11,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -22,6 +25,7 @@ from edgegen.modeling.encoder import plain_text
 from edgegen.modeling.load import open_tokenizer
 from edgegen.modeling.reference import save_reference
 from edgegen.modeling.sensitivity import Sensitivity, measure_sensitivity
+from edgegen.modeling.source import REFINEMENT as REFINEMENT_FILE
 from edgegen.modeling.text import render
 from edgegen.modeling.trimming import VocabularyOption
 from edgegen.modeling.vector_reference import save_vectors
@@ -30,19 +34,29 @@ from edgegen.records.artifact import Artifact
 from edgegen.records.measured import Measured
 from edgegen.records.plan import Infeasible, Plan
 from edgegen.records.profile import Budgets
+from edgegen.records.refinement import Refined, Refinement
 from edgegen.records.structure import Search
 from edgegen.sdk import streaming
 from edgegen.sdk.choosing import Contender, best_of, plan_of
+from edgegen.sdk.improving import improved
 from edgegen.sdk.job import HESSIANS, Job, derived_job, measured_folder
 from edgegen.sdk.planning import (
     SolutionScorer,
     build_problem,
     read_vocabularies,
-    scored_windows,
+)
+from edgegen.sdk.refining import (
+    REFINED,
+    considered_refinement,
+    considered_search,
+    left_out,
+    tuned,
+    with_refinement,
 )
 from edgegen.sdk.structures import StructureSearch
 from edgegen.sdk.subject import vocab_number
-from edgegen.sdk.wishes import Rounding
+from edgegen.sdk.texts import scored_windows
+from edgegen.sdk.wishes import LOCAL_SEARCH, NO_TIME, REFINEMENT, Rounding, Times
 
 Progress = Callable[[int, int], None]
 
@@ -149,11 +163,15 @@ def make_plan(
     prefer: str,
     grids: tuple[str, ...] | None,
     rounding: Rounding = "plain",
+    times: Times = NO_TIME,
     progress: Progress | None = None,
 ) -> Plan | Infeasible:
     """Choose within budgets; writes plan.json if a plan keeps them.
 
     Structures that the search left are planned like the original, and the best measured plan is taken.
+
+    Args:
+        times: for exchanging grids of that plan by what they really do; and what comes after it.
     """
     started = time.monotonic()
     search = load_json(folder / "structures.json", Search) if (folder / "structures.json").exists() else None
@@ -174,7 +192,13 @@ def make_plan(
     best = best_of(contenders)
     if isinstance(best.outcome, Infeasible):
         return best.outcome
+    searched = left_out(LOCAL_SEARCH)
+    if times.local_search:
+        planned, found = improved(best.job, best.outcome, kept_ids, seconds=times.local_search, progress=progress)
+        best, searched = msgspec.structs.replace(best, outcome=planned), considered_search(found)
     plan = plan_of(best, contenders, search, budgets, prefer, time.monotonic() - started)
+    refined = considered_refinement(None) if times.refinement else left_out(REFINEMENT)
+    plan = msgspec.structs.replace(plan, considered=(*plan.considered, searched, refined))
     save_json(folder / "plan.json", plan)
     return plan
 
@@ -200,13 +224,8 @@ def search_structures(
         seconds: time budget; what is in hand when it ends is finished.
 
     Raises:
-        ConfigError: an unknown technique, or a model that is larger than the memory it may take.
+        ConfigError: an unknown technique.
     """
-    if job.subject.is_streamed:
-        raise ConfigError(
-            "--budget changes structures in memory, and this model is measured block by block",
-            hint="Leave --budget out, or give --memory more.",
-        )
     measured = load_json(folder / "measured.json", Measured)
     job.use_statistics(folder, compensated=rounding == "compensated")
     problem = build_problem(job, measured, read_vocabularies(folder), budgets, prefer, grids)
@@ -219,9 +238,25 @@ def search_structures(
     return search
 
 
+def refine(job: Job, folder: Path, plan: Plan, *, seconds: float, progress: Progress | None = None) -> Refinement:
+    """Tune the plan's rounded weights within a time budget; writes refined/."""
+    job.use_statistics(measured_folder(folder, plan.structure_name), compensated=_is_compensated(plan))
+    return tuned(job, plan, read_kept(folder, plan), folder / REFINED, seconds=seconds, progress=progress)
+
+
+def add_refinement(folder: Path, plan: Plan) -> Plan:
+    """The plan with what tuning gave, as refined/ says; rewrites plan.json unless that says so already."""
+    found = load_json(folder / REFINED / REFINEMENT_FILE, Refined).refinement
+    if plan.refinement == found:
+        return plan
+    plan = with_refinement(plan, found)
+    save_json(folder / "plan.json", plan)
+    return plan
+
+
 def compress(job: Job, folder: Path, plan: Plan, *, progress: Progress | None = None) -> None:
     """Round and pack every tensor; writes compressed/."""
-    job.use_statistics(measured_folder(folder, plan.structure_name), compensated=_is_compensated(plan))
+    _use_weights(job, folder, plan)
     compress_model(
         plan,
         job.source,
@@ -260,7 +295,7 @@ def reference(job: Job, folder: Path, plan: Plan, *, progress: Progress | None =
     """Save what the original says on held-out text; writes reference/."""
     subject = job.subject
     kept = read_kept(folder, plan)
-    job.use_statistics(measured_folder(folder, plan.structure_name), compensated=_is_compensated(plan))
+    _use_weights(job, folder, plan)
     grids = {choice.name: choice.grid for choice in plan.tensors}
     if subject.summary.pooling is not None:
         save_vectors(
@@ -294,6 +329,12 @@ def reference(job: Job, folder: Path, plan: Plan, *, progress: Progress | None =
         base=job.base.model,
         progress=progress,
     )
+
+
+def _use_weights(job: Job, folder: Path, plan: Plan) -> None:
+    """Round as the plan says, and take the weights that were tuned."""
+    job.use_statistics(measured_folder(folder, plan.structure_name), compensated=_is_compensated(plan))
+    job.source.use_refinement(folder / REFINED if plan.refinement is not None else None)
 
 
 def _is_compensated(plan: Plan) -> bool:

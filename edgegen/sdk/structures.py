@@ -25,27 +25,25 @@ import msgspec
 from edgegen.common.codec import save_json
 from edgegen.common.files import remove_tree
 from edgegen.common.units import format_seconds
-from edgegen.errors import ConfigError
 from edgegen.modeling.forward import counted_log_probs, mean_kl
 from edgegen.modeling.load import config_object
 from edgegen.modeling.source import padded_summary
 from edgegen.modeling.structure import changed_layers, save_derived
 from edgegen.modeling.summary import summarize
-from edgegen.modeling.text import Window, make_windows, windows_of
+from edgegen.modeling.text import make_windows
 from edgegen.planner.problem import Problem
 from edgegen.planner.solve import Solution, expected_kl, prediction_of, solve
 from edgegen.records.model import ModelSummary
 from edgegen.records.structure import Change, Search, Structure, Tried, kept_layers
 from edgegen.sdk.carrying import carried_problem
 from edgegen.sdk.job import STRUCTURES, Job
-from edgegen.sdk.planning import scored_windows
-from edgegen.sdk.subject import CALIBRATION_TOKENS, SCORED_TOKENS
+from edgegen.sdk.subject import CALIBRATION_TOKENS
+from edgegen.sdk.texts import items_of, scored_windows, study_windows
 from edgegen.techniques.calibration import Calibration
 from edgegen.techniques.halving import halve
 from edgegen.techniques.healing import HealingOptions, heal, zeros_of
 from edgegen.techniques.registry import technique_named, techniques
 from edgegen.techniques.technique import Technique
-from edgegen.training.batches import Item
 
 Progress = Callable[[int, int], None]
 
@@ -106,7 +104,8 @@ class StructureSearch:
         subject = job.subject
         self._scored = scored_windows(subject, subject.tokenizer)
         self._reference = counted_log_probs(subject.model, self._scored)
-        self._items, self._judged = self._healing_text()
+        study, aside = study_windows(subject, subject.tokenizer)
+        self._items, self._judged = items_of(study), items_of(aside)
         self._own = self.estimate_of(solve(problem), problem)
 
     def run(self, names: Sequence[str] | None) -> Search:
@@ -292,22 +291,6 @@ class StructureSearch:
         candidate.healed_tokens += healed.tokens if healed.kept else 0
         candidate.kl = self._kl(candidate.model)
 
-    def _healing_text(self) -> tuple[list[Item], list[Item]]:
-        """Calibration rows that candidates are not judged on: to learn from, and to choose the best weights by."""
-        subject = self._job.subject
-        rows, tokens = list(subject.split.calibration), 0
-        while rows and tokens < SCORED_TOKENS:
-            tokens += sum(w.tokens for w in windows_of(subject.tokenizer, rows.pop(), subject.window_tokens))
-        windows = [w for row in rows for w in windows_of(subject.tokenizer, row, subject.window_tokens)]
-        aside = max(1, min(len(windows) // 8, 32))
-        if len(windows) < 16:
-            return [], []
-
-        def items(some: Sequence[Window]) -> list[Item]:
-            return [Item(ids=w.ids, counts=w.counts, index=number) for number, w in enumerate(some)]
-
-        return items(windows[:-aside]), items(windows[-aside:])
-
     def _finalists(self, healed: Sequence[Candidate]) -> list[Candidate]:
         limit = math.inf if self._own is None else _HOPELESS * self._own
         ranked = sorted(healed, key=self._estimate)
@@ -356,15 +339,3 @@ class StructureSearch:
     def _tell(self, done: int, total: int) -> None:
         if self._progress:
             self._progress(done, total)
-
-
-def require_techniques(names: Sequence[str]) -> None:
-    """Refuse names that no technique has.
-
-    Raises:
-        ConfigError: as said.
-    """
-    if not names:
-        raise ConfigError("--techniques names none", hint="Known: " + ", ".join(t.NAME for t in techniques()) + ".")
-    for name in names:
-        technique_named(name)

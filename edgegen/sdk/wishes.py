@@ -50,10 +50,12 @@ class Wishes(TypedDict, total=False):
     """What the model's weights may take on this machine; a larger model is measured block by block. None: what is
     free."""
     budget: str | float | None
-    """Time for looking at other structures (pruned, narrowed, factorised …) and healing them: seconds, or a text like
-    `10m`, `1h` or `overnight`. None: only the vocabulary and the grids are chosen."""
+    """Time for looking at other structures (pruned, narrowed, factorised …) and healing them, for exchanging grids by
+    what they really do, and for tuning the rounded weights: seconds, or a text like `10m`, `1h` or `overnight`. None:
+    only the vocabulary and the grids are chosen."""
     techniques: tuple[str, ...] | None
-    """Those that may be used within `budget`; None: all of them."""
+    """Those that may be used within `budget`: structures' by name, `local_search` (exchanging grids), `refinement`
+    (tuning rounded weights); None: all of them."""
     rounding: str
     """`compensated`: what rounding a weight does to a layer's outputs is made good in its other weights, as far as the
     grid allows; `plain`: each weight goes to its nearest level; `auto` (the default): compensated for models that
@@ -66,6 +68,25 @@ class Wishes(TypedDict, total=False):
     gates: Gates | str | None
     """Limits that the artifact, evaluated on the data's held-out rows against the original, has to keep, or a TOML file
     of them."""
+
+
+class Times(msgspec.Struct, frozen=True):
+    """What a time budget is spent on, in seconds; 0: that is left out."""
+
+    structures: float = 0.0
+    """Looking at other structures."""
+    local_search: float = 0.0
+    """Exchanging grids."""
+    refinement: float = 0.0
+    """Tuning rounded weights."""
+
+    @property
+    def any(self) -> bool:
+        """Whether there is a budget."""
+        return self.structures + self.local_search + self.refinement > 0
+
+
+NO_TIME = Times()
 
 
 class Wanted(msgspec.Struct, frozen=True):
@@ -81,9 +102,9 @@ class Wanted(msgspec.Struct, frozen=True):
     """Tokens that stay in a trimmed vocabulary, sorted."""
     memory_bytes: int | None = None
     """Of this machine, for the model's weights; None: what is free."""
-    search_seconds: float = 0.0
-    """Time budget for structures; 0: none are looked at."""
+    times: Times = NO_TIME
     techniques: tuple[str, ...] | None = None
+    """Those of structures that may be used; None: all of them."""
     gates: Gates | None = None
     """None: the artifact is not evaluated."""
     common_grid: bool = False
@@ -99,9 +120,13 @@ class Wanted(msgspec.Struct, frozen=True):
         return self.prefer == "quality" and bool(self.given & {"max_bytes", "max_rss_bytes"})
 
 
+LOCAL_SEARCH, REFINEMENT = "local_search", "refinement"
+"""What a time budget is good for beside structures, as `--techniques` names it."""
 OVERNIGHT_S = 8 * 3600.0
 MIN_COSINE = 0.99
 """Where neither the profile nor the user says how close an encoder has to stay."""
+_SHARES = {"structures": 0.5, "local_search": 0.1, "refinement": 0.4}
+"""Of a time budget."""
 _BUDGETS = ("max_bytes", "max_rss_bytes", "min_tokens_per_s", "max_ttft_ms", "max_kl", "min_cosine")
 
 
@@ -162,8 +187,8 @@ def resolve(profile: str | Profile, targets: tuple[str, ...], wishes: Wishes) ->
         litertlm=wishes.get("litertlm", False),
         keep=read_kept_tokens(wishes.get("keep_tokens")),
         memory_bytes=wishes.get("memory_bytes"),
-        search_seconds=_search_seconds(wishes),
-        techniques=wishes.get("techniques"),
+        times=times_of(wishes.get("budget"), wishes.get("techniques"), prefer),
+        techniques=_structural(wishes.get("techniques")),
         gates=load_gates(gates) if isinstance(gates, str) else gates,
         rounding=rounding,
         given=frozenset(given),
@@ -185,29 +210,61 @@ def _require_common(targets: tuple[str, ...], wishes: Wishes) -> None:
         raise ConfigError("--common-grid takes the grids that all targets hold", hint="Leave out --grids.")
     if wishes.get("budget") is not None:
         raise ConfigError(
-            "--common-grid keeps the structure, and --budget is time for changing it", hint="Leave one of them out."
+            "--common-grid gives all targets the same weights, and --budget is time for those of one",
+            hint="Leave one of them out.",
         )
 
 
-def _search_seconds(wishes: Wishes) -> float:
-    """
+def times_of(budget: str | float | None, techniques: tuple[str, ...] | None, prefer: str) -> Times:
+    """How a time budget is divided among what may be used.
+
     Raises:
         ConfigError: no time, techniques without time for them, or unknown ones.
     """
-    budget, names = wishes.get("budget"), wishes.get("techniques")
     if budget is None:
-        if names is not None:
+        if techniques is not None:
             raise ConfigError("--techniques needs time to try them", hint="Add --budget, for example 10m.")
-        return 0.0
-    if names is not None:
-        from edgegen.sdk.structures import require_techniques
-
-        require_techniques(names)
+        return NO_TIME
+    if techniques is not None:
+        _require_techniques(techniques)
     if isinstance(budget, str):
-        return OVERNIGHT_S if budget.strip() == "overnight" else parse_seconds(budget, what="--budget")
-    if not 0 < budget < math.inf:
+        seconds = OVERNIGHT_S if budget.strip() == "overnight" else parse_seconds(budget, what="--budget")
+    elif 0 < budget < math.inf:
+        seconds = float(budget)
+    else:
         raise ConfigError(f"budget is {budget}; it must be above 0", hint="Leave it out to keep the structure.")
-    return float(budget)
+    if techniques is None:
+        used = [name for name in _SHARES if name != LOCAL_SEARCH or prefer == "quality"]
+    else:
+        used = [name for name in (LOCAL_SEARCH, REFINEMENT) if name in techniques]
+        used += ["structures"] if _structural(techniques) else []
+    if prefer != "quality" and LOCAL_SEARCH in used:
+        raise ConfigError(
+            f"local_search looks for quality, and {prefer} is preferred", hint="Give a size, or add --prefer quality."
+        )
+    whole = sum(_SHARES[name] for name in used)
+    return Times(**{name: seconds * _SHARES[name] / whole for name in used})
+
+
+def _require_techniques(names: tuple[str, ...]) -> None:
+    """
+    Raises:
+        ConfigError: none, or one that there is not.
+    """
+    from edgegen.techniques.registry import techniques
+
+    known = (*(t.NAME for t in techniques()), LOCAL_SEARCH, REFINEMENT)
+    hint = "Known: " + ", ".join(known) + "."
+    if not names:
+        raise ConfigError("--techniques names none", hint=hint)
+    for name in names:
+        if name not in known:
+            raise ConfigError(f"unknown technique {name!r}", hint=hint)
+
+
+def _structural(techniques: tuple[str, ...] | None) -> tuple[str, ...] | None:
+    """Those that change the structure."""
+    return None if techniques is None else tuple(t for t in techniques if t not in (LOCAL_SEARCH, REFINEMENT))
 
 
 def read_kept_tokens(keep: str | Path | tuple[str, ...] | None) -> tuple[str, ...]:
@@ -262,7 +319,7 @@ def fit_task(wanted: Wanted, task: Task) -> Wanted:
         return msgspec.structs.replace(wanted, budgets=msgspec.structs.replace(budgets, min_cosine=None))
     if "max_kl" in given:
         raise ConfigError("--max-kl is for models that continue text; this is an encoder", hint="Use --min-cosine.")
-    if wanted.search_seconds:
+    if wanted.times.any:
         raise ConfigError(
             "--budget is for models that continue text; this is an encoder, whose structure stays", hint="Leave it out."
         )

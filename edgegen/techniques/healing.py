@@ -37,7 +37,6 @@ from edgegen.techniques.healing_options import (
     items_of,
     rate_for,
     require_healing,
-    seconds_a_step,
     shuffled,
     steps_of,
     tokens_each,
@@ -56,6 +55,7 @@ from edgegen.training.loop import Fitted, Progress, fit, heldout_loss, make_acce
 from edgegen.training.losses import Loss, in_parts
 from edgegen.training.options import Options
 from edgegen.training.teacher import LiveTeacher, divergence_loss
+from edgegen.training.timing import seconds_a_step
 
 __all__ = ["HealingOptions", "heal", "items_of", "zeros_of"]
 

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import math
-import time
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 import msgspec
 import numpy as np
-import torch
 
 from edgegen.errors import ConfigError
 from edgegen.modeling.text import Window
@@ -19,8 +16,6 @@ from edgegen.training.batches import Item
 from edgegen.training.divergence import KINDS
 
 _LEAST_DISTANCE = 1e-6
-_TIMED = 3
-"""Steps that are timed."""
 
 
 class HealingOptions(Record, frozen=True):
@@ -139,21 +134,3 @@ def tokens_each(items: Sequence[Item]) -> float:
 def steps_of(items: Sequence[Item], tokens: int, batch: int) -> int:
     """Steps of `batch` items that show about this many counted predictions; at least one."""
     return max(1, math.ceil(tokens / (tokens_each(items) * batch)))
-
-
-def seconds_a_step(module: Any, learn: Callable[[], None]) -> float:
-    """Seconds that a step of training takes: gradients, and an update that changes no weight.
-
-    Args:
-        module: what is trained; it has no gradients afterwards.
-        learn: adds gradients to it.
-    """
-    optimizer = torch.optim.AdamW(module.parameters(), lr=0.0, weight_decay=0.0)
-    began = time.perf_counter()
-    for number in range(_TIMED + 1):
-        if number == 1:  # the first one also warms up
-            began = time.perf_counter()
-        learn()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-    return (time.perf_counter() - began) / _TIMED

@@ -192,7 +192,7 @@ def test_a_model_larger_than_memory_too(calm_llama: Path, tiny_data: Path, tmp_p
 BAD = {
     "one target": (("--target", "gguf"), "and one was named"),
     "grids": (("--target", "gguf,onnx", "--grids", "q4_0,s4_32"), "takes the grids that all targets hold"),
-    "budget": (("--target", "gguf,onnx", "--budget", "1m"), "--common-grid keeps the structure"),
+    "budget": (("--target", "gguf,onnx", "--budget", "1m"), "--common-grid gives all targets the same weights"),
 }
 
 

@@ -92,6 +92,21 @@ def test_scales_are_multiplied(grid: str) -> None:
     assert np.array_equal(codes.rescale(packed, grid, unit, np.ones_like(factors)), packed)
 
 
+@pytest.mark.parametrize("grid", GRIDS)
+def test_scales_of_whole_rows_are_multiplied_unit_by_unit(grid: str) -> None:
+    levels = codes.levels_of(grid)
+    unit = levels.unit or COLUMNS
+    packed = grids.pack(weights() + 0.5, grid)
+    factors = np.random.default_rng(2).uniform(0.9, 1.1, (6, COLUMNS // unit, levels.scales))
+    pieces = [
+        codes.rescale(grids.pack(weights()[:, start : start + unit] + 0.5, grid), grid, unit, factors[:, number])
+        for number, start in enumerate(range(0, COLUMNS, unit))
+    ]
+    found = codes.rescale_rows(packed, grid, COLUMNS, factors)
+    assert np.array_equal(found, codes.join(pieces, grid, COLUMNS))
+    assert np.array_equal(codes.rescale_rows(packed, grid, COLUMNS, np.ones_like(factors)), packed)
+
+
 def test_grids_whose_code_words_stand_for_several_weights_have_none() -> None:
     without = [
         grid for grid in ("iq2_xxs", "iq2_xs", "iq2_s", "iq3_xxs", "iq3_s", "f16", "f32") if codes.has_codes(grid)

@@ -331,7 +331,7 @@ def test_without_textual(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_optional_stages_stand_where_they_run() -> None:
     assert stages_of() == CHAIN
-    assert stages_of(searched=True, judged=True) == (
-        *("measure", "structures", "plan", "compress", "export", "reference", "verify"),
+    assert stages_of(searched=True, refined=True, judged=True) == (
+        *("measure", "structures", "plan", "refine", "compress", "export", "reference", "verify"),
         "gates",
     )

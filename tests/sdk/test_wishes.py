@@ -3,7 +3,7 @@
 import pytest
 
 from edgegen.errors import ConfigError, UnsupportedError
-from edgegen.sdk.wishes import MIN_COSINE, Wishes, fit_task, resolve
+from edgegen.sdk.wishes import MIN_COSINE, Times, Wishes, fit_task, resolve
 
 PROFILE = "raspberry-pi-5-8gb"
 
@@ -46,11 +46,29 @@ def test_litertlm_is_for_models_that_write_text_on_litert() -> None:
 
 @pytest.mark.parametrize(("budget", "seconds"), [("90s", 90), ("10m", 600), ("overnight", 8 * 3600), (2.5, 2.5)])
 def test_a_time_budget_is_seconds_or_words(budget: str | float, seconds: float) -> None:
-    assert resolve(PROFILE, ("gguf",), Wishes(budget=budget)).search_seconds == seconds
+    times = resolve(PROFILE, ("gguf",), Wishes(budget=budget, techniques=("depth",))).times
+    assert times == Times(structures=seconds)
 
 
-def test_without_a_time_budget_the_structure_stays() -> None:
-    assert resolve(PROFILE, ("gguf",), Wishes()).search_seconds == 0
+def test_a_time_budget_is_divided_among_what_is_used() -> None:
+    def times(prefer: str = "quality", *techniques: str) -> Times:
+        return resolve(PROFILE, ("gguf",), Wishes(budget=100, prefer=prefer, techniques=techniques or None)).times
+
+    assert times() == Times(structures=50, local_search=10, refinement=40)
+    assert times("speed") == Times(structures=pytest.approx(100 * 5 / 9), refinement=pytest.approx(100 * 4 / 9))
+    assert times("quality", "refinement") == Times(refinement=100)
+    assert times("quality", "refinement", "local_search") == Times(local_search=20, refinement=80)
+    assert times("quality", "refinement", "depth", "heads") == Times(
+        structures=pytest.approx(100 * 5 / 9), refinement=pytest.approx(100 * 4 / 9)
+    )
+    wanted = resolve(PROFILE, ("gguf",), Wishes(budget=100, techniques=("refinement", "depth")))
+    assert wanted.techniques == ("depth",)
+    with pytest.raises(ConfigError, match="local_search looks for quality"):
+        times("speed", "local_search")
+
+
+def test_without_a_time_budget_nothing_is_searched() -> None:
+    assert not resolve(PROFILE, ("gguf",), Wishes()).times.any
 
 
 @pytest.mark.parametrize(
@@ -60,6 +78,7 @@ def test_without_a_time_budget_the_structure_stays() -> None:
         ({"budget": 0}, "must be above 0"),
         ({"budget": float("nan")}, "must be above 0"),
         ({"techniques": ("depth",)}, "needs time"),
+        ({"techniques": ("refinement",)}, "needs time"),
         ({"budget": "1m", "techniques": ()}, "names none"),
         ({"budget": "1m", "techniques": ("magic",)}, "unknown technique 'magic'"),
     ],
@@ -91,7 +110,7 @@ def test_rounding_is_compensated_where_a_model_continues_text() -> None:
     [
         (("gguf",), {}, "several targets the same weights, and one was named"),
         (("gguf", "onnx"), {"grids": ("q4_0",)}, "takes the grids that all targets hold"),
-        (("gguf", "onnx"), {"budget": "10m"}, "--common-grid keeps the structure"),
+        (("gguf", "onnx"), {"budget": "10m"}, "--common-grid gives all targets the same weights"),
     ],
 )
 def test_what_a_common_grid_cannot_be_had_with(targets: tuple[str, ...], wishes: Wishes, said: str) -> None:

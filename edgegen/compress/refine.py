@@ -1,0 +1,255 @@
+"""Tune rounded weights as a whole, on their grids, to say again what the original says.
+
+Rounding with compensation keeps each layer's outputs by themselves. What is lost then is lost together, and is won back
+together: codes, scales and vectors learn from the original's predictions (see `latents`), by gradient descent on their
+KL divergence, as AutoRound (Cheng et al. 2023, arXiv:2309.05516) does block by block on outputs. The grids stay, so the
+file keeps its bytes.
+
+The weights that are best on held-out text stay, those from before if the whole is no better with the runtime's rounding
+of activations. A time budget becomes a number of steps once, by timing some; the number is written down. So a run that
+was cut off and is called again with the same folder does the same sums as one that was not.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.numpy import save_file
+
+from edgegen.common.codec import digest_record, load_json, save_json
+from edgegen.common.files import digest_file, disk_errors, filling, remove_tree
+from edgegen.compress.latents import LatentModel, learns
+from edgegen.modeling.source import REFINED_WEIGHTS, REFINEMENT, TensorSource
+from edgegen.records.base import Record
+from edgegen.records.refinement import Refined, Refinement
+from edgegen.training.batches import Item, Order, collate
+from edgegen.training.loop import Fitted, fit, heldout_loss, make_accelerator
+from edgegen.training.losses import in_parts
+from edgegen.training.options import Options
+from edgegen.training.teacher import LiveTeacher, divergence_loss
+from edgegen.training.timing import seconds_a_step
+
+Progress = Callable[[int, int], None]
+
+_LOGIT_VALUES = 40_000_000
+"""Most logits of a part of a batch (160 MB in float32)."""
+_LOOKS = 8
+_STEPS = "steps.json"
+
+
+class RefineOptions(Record, frozen=True):
+    """How weights are tuned, and for how long."""
+
+    seconds: float
+    """Time budget."""
+    steps: int = 0
+    """Most steps; 0: as many as the time allows."""
+    rate: float = 0.02
+    """Highest learning rate: of codes, in levels."""
+    batch: int = 4
+    """Sequences a step."""
+    seed: int = 0
+
+
+class _Timed(Record, frozen=True):
+    """How many steps a folder's run takes."""
+
+    identity: str
+    steps: int
+    seconds: float
+    """That finding out took."""
+
+
+def refine(
+    model: Any,
+    original: Any,
+    source: TensorSource,
+    grids: Mapping[str, str],
+    items: Sequence[Item],
+    heldout: Sequence[Item],
+    judge: Callable[[], float],
+    out: Path,
+    options: RefineOptions,
+    *,
+    identity: str,
+    kept: NDArray[np.int64] | None = None,
+    progress: Progress | None = None,
+) -> Refinement:
+    """Tune what `source` rounds onto `grids`, write it to a folder and let the source use it from there.
+
+    Args:
+        model: whose weights are rounded; used, and as before afterwards.
+        original: that it is to speak like; of the same vocabulary.
+        grids: tensor name → grid, of all tensors.
+        items: text to learn from.
+        heldout: text to choose the best weights by, none of it in `items`.
+        judge: KL of the whole to the original with what `source` rounds at that moment.
+        out: folder to write; replaced if it exists. Beside it a folder of work in progress is kept until it is whole.
+        identity: digest of everything that decides the result besides the options.
+        kept: (K,) ids of the vocabulary that stays; None: all of it.
+        progress: told (steps done, steps).
+
+    Raises:
+        ConfigError: training diverged.
+        DeviceError: the disk is full.
+    """
+    began = time.perf_counter()
+    source.use_refinement(None)
+    before = after = judge()
+    work = out.with_name(out.name + "-work")
+    run = _Run(model, original, source, grids, items, heldout, work, options, identity, kept)
+    fitted = run.fit(progress) if items and heldout else None
+    learnt = {name: grid for name, grid in grids.items() if learns(grid)} if fitted else {}
+    if fitted:
+        with filling(out) as building:
+            save_file(dict(run.latents.packed()), building / REFINED_WEIGHTS)
+            save_json(building / REFINEMENT, Refined(1, _untold(before), learnt))
+        source.use_refinement(out)
+        after = judge()
+    better = after < before
+    found = Refinement(
+        steps=fitted.steps if fitted else 0,
+        tokens=fitted.tokens if fitted else 0,
+        seconds=max(time.perf_counter() - began, fitted.seconds if fitted else 0.0),
+        tensors=len(learnt),
+        kl_before=before,
+        kl_after=after if better else before,
+        kept=better,
+        digest=digest_file(out / REFINED_WEIGHTS) if better else "",
+    )
+    if better:
+        save_json(out / REFINEMENT, Refined(1, found, learnt))
+    else:
+        source.use_refinement(None)
+        with filling(out) as building:
+            save_json(building / REFINEMENT, Refined(1, found, {}))
+    remove_tree(work)
+    return found
+
+
+def _untold(kl: float) -> Refinement:
+    """Until it is known what learning gave."""
+    return Refinement(steps=0, tokens=0, seconds=0.0, tensors=0, kl_before=kl, kl_after=kl, kept=False)
+
+
+class _Narrowed(torch.nn.Module):
+    """A model that knows some tokens only."""
+
+    def __init__(self, model: Any, kept: NDArray[np.int64]) -> None:
+        super().__init__()
+        self.model = model
+        self.register_buffer("columns", torch.from_numpy(kept))
+
+    def forward(self, **inputs: Any) -> Any:
+        """The model's outputs with the logits of the tokens it knows."""
+        found = self.model(**inputs)
+        found["logits"] = found.logits[..., self.columns]
+        return found
+
+
+class _Run:
+    def __init__(
+        self,
+        model: Any,
+        original: Any,
+        source: TensorSource,
+        grids: Mapping[str, str],
+        items: Sequence[Item],
+        heldout: Sequence[Item],
+        folder: Path,
+        options: RefineOptions,
+        identity: str,
+        kept: NDArray[np.int64] | None,
+    ) -> None:
+        self.latents = LatentModel(model, source, grids)
+        self.student: Any = self.latents if kept is None else _Narrowed(self.latents, kept)
+        self.items, self.heldout, self.folder, self.options = items, heldout, folder, options
+        self.models = [model] if original is model else [model, original]
+        self.identity = digest_record([identity, msgspec.to_builtins(options), dict(grids)])
+        self.batch = min(options.batch, len(items))
+        entries = original.get_input_embeddings().weight.shape[0]
+        self.rows = max(1, _LOGIT_VALUES // (entries * max(len(i.ids) for i in (*items, *heldout))))
+        teacher = LiveTeacher(original if kept is None else _Narrowed(original, kept), 1.0)
+        self.loss = divergence_loss(teacher, kind="forward")
+
+    def fit(self, progress: Progress | None) -> Fitted | None:
+        """Learn as long as the time goes; None: it is too short for a step."""
+        accelerator = make_accelerator(self._course(1))
+        homes = [(m, next(m.parameters()).device) for m in self.models]
+        try:
+            for module in (*self.models, self.student):
+                module.to(accelerator.device)
+            steps = self._steps()
+            if not steps:
+                return None
+            return fit(
+                self.student,
+                self.items,
+                self.heldout,
+                self._course(steps),
+                self.folder / "fit",
+                identity=self.identity,
+                loss=self.loss,
+                judge=in_parts(self.loss, self.rows),
+                progress=lambda done, total, words: progress(done, total) if progress else None,
+                accelerator=accelerator,
+            )
+        finally:
+            for module, home in homes:
+                module.to(home)
+            self.student.to("cpu")
+
+    def _course(self, steps: int) -> Options:
+        return Options(
+            steps=steps,
+            batch=self.batch,
+            micro_batch=min(self.rows, self.batch),
+            rate=self.options.rate,
+            weight_decay=0.0,
+            betas=(0.9, 0.99),
+            least_rate=0.0,
+            seed=self.options.seed,
+            evaluate_every=max(1, steps // _LOOKS),
+            bf16=False,
+            max_seconds=self.options.seconds,
+        )
+
+    def _steps(self) -> int:
+        path = self.folder / _STEPS
+        found = load_json(path, _Timed) if path.is_file() else None
+        if found is None or found.identity != self.identity:
+            remove_tree(self.folder)
+            found = self._timed()
+            with disk_errors(self.folder):
+                self.folder.mkdir(parents=True)
+                save_json(path, found)
+        return found.steps
+
+    def _timed(self) -> _Timed:
+        """Steps that fit what is left of the time, with the looks at held-out text."""
+        began = time.perf_counter()
+        order = Order(self.items, rows=self.batch, seed=self.options.seed)
+        numbers = itertools.count()
+
+        def learn() -> None:
+            batch, weight = order.at(next(numbers))
+            for start in range(0, len(batch.items), self.rows):
+                part = collate(batch.items[start : start + self.rows], packed=False)
+                (self.loss(self.student, part.to(next(self.student.parameters()).device)) / weight).backward()
+
+        seconds = seconds_a_step(self.student, learn)
+        looked = time.perf_counter()
+        heldout_loss(self.student, self.heldout, loss=in_parts(self.loss, self.rows))
+        look = time.perf_counter() - looked
+        spent = time.perf_counter() - began
+        fitting = int((self.options.seconds - spent - (_LOOKS + 1) * look) / seconds)
+        most = self.options.steps or fitting
+        return _Timed(self.identity, max(0, min(fitting, most)), spent)
