@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from edgegen.common.codec import save_json
 from edgegen.common.files import filling, require_free_bytes, write_text
+from edgegen.modeling.distortion import Distortion, rounding_of
 from edgegen.modeling.load import travelling_files
 from edgegen.modeling.source import TensorSource, ffn_widths
 from edgegen.modeling.structure import read_structure
@@ -30,6 +31,8 @@ from edgegen.records.model import HEAD_BIAS
 from edgegen.records.plan import Plan
 
 _TABLE_ROLES = ("embedding", "head")
+_ROUNDED_BITS = 16
+"""Grids of fewer bits a weight lose something that counts."""
 
 
 def compress_model(
@@ -63,7 +66,7 @@ def compress_model(
         folder = original or Path(plan.model.path)
         structure = read_structure(folder)
         files = _write_companions(plan, folder, config, kept, building)
-        packed, digest = _write_weights(plan, source, kept, building / "weights.bin", progress)
+        packed, digest, lost = _write_weights(plan, source, kept, building / "weights.bin", progress)
         record = Compressed(
             schema=1,
             summary=plan.summary,
@@ -72,10 +75,16 @@ def compress_model(
             steps=steps_of(plan),
             files=files,
             lineage=plan.lineage,
+            rounding=rounding_of(lost),
             shared={} if structure is None else structure.shared,
         )
         save_json(building / "compressed.json", record)
     return record
+
+
+def is_rounded(tensor: PackedTensor) -> bool:
+    """Whether a tensor is a matrix in a grid that loses something that counts."""
+    return tensor.rows > 1 and 8 * tensor.bytes < _ROUNDED_BITS * tensor.rows * tensor.columns
 
 
 def steps_of(plan: Plan) -> tuple[str, ...]:
@@ -116,8 +125,9 @@ def _write_weights(
     kept: NDArray[np.int64] | None,
     path: Path,
     progress: Callable[[int, int], None] | None,
-) -> tuple[tuple[PackedTensor, ...], str]:
+) -> tuple[tuple[PackedTensor, ...], str, list[Distortion]]:
     packed: list[PackedTensor] = []
+    lost: list[Distortion] = []
     digest = hashlib.sha256()
     offset = 0
     with path.open("wb") as stream:
@@ -140,12 +150,14 @@ def _write_weights(
                     bytes=len(data),
                 )
             )
+            if is_rounded(packed[-1]):
+                lost.append(source.distortion(choice.name, choice.grid))
             offset += len(data)
             if progress:
                 progress(number, len(plan.tensors))
         stream.flush()
         os.fsync(stream.fileno())
-    return tuple(packed), "sha256:" + digest.hexdigest()
+    return tuple(packed), "sha256:" + digest.hexdigest(), lost
 
 
 def _write_companions(

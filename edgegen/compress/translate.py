@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from edgegen import grids
 from edgegen.common.codec import load_json, save_json
 from edgegen.common.files import filling, require_free_bytes
-from edgegen.compress.execute import steps_of
+from edgegen.compress.execute import is_rounded, steps_of
 from edgegen.grids import agreed
-from edgegen.records.compressed import Compressed, PackedTensor
+from edgegen.modeling.distortion import in_other_bytes
+from edgegen.records.compressed import Compressed, PackedTensor, Rounding
 from edgegen.records.plan import Plan
 
 _CHUNK_VALUES = 4_000_000
@@ -66,10 +67,20 @@ def translate_model(
             steps=steps_of(plan),
             files=before.files,
             lineage=plan.lineage,
+            rounding=_in_other_bytes(before, packed),
             shared=before.shared,
         )
         save_json(building / "compressed.json", record)
     return record
+
+
+def _in_other_bytes(before: Compressed, packed: list[PackedTensor]) -> Rounding | None:
+    """What rounding cost, with what the same weights take now."""
+    if before.rounding is None:
+        return None
+    pairs = [pair for pair in zip(before.tensors, packed, strict=True) if is_rounded(pair[0])]
+    ratio = sum(after.bytes for _, after in pairs) / sum(one.bytes for one, _ in pairs)
+    return in_other_bytes(before.rounding, ratio)
 
 
 def digest_of_weights(folder: Path) -> tuple[int, str]:

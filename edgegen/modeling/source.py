@@ -33,6 +33,7 @@ from edgegen.common.codec import load_json
 from edgegen.grids import agreed
 from edgegen.modeling import compensation
 from edgegen.modeling.checkpoint import Checkpoint
+from edgegen.modeling.distortion import Distortion, distortion_of
 from edgegen.modeling.hessians import Hessians
 from edgegen.modeling.load import stored_names
 from edgegen.modeling.summary import is_transposed
@@ -182,6 +183,17 @@ class TensorSource:
     def rounded(self, name: str, grid: str, *, plain: bool = False) -> NDArray[np.float32]:
         """What a tensor becomes on a grid, in the exported orientation and padded width; arguments as `packed`."""
         return grids.unpack(self.packed(name, grid, plain=plain), grid, self._shape[name][1])
+
+    def distortion(self, name: str, grid: str) -> Distortion:
+        """What a tensor's rounding onto a grid, as `packed` does it, costs its layer's outputs."""
+        packed = self.packed(name, grid)
+        return distortion_of(
+            self.matrix(name),
+            grids.unpack(packed, grid, self._shape[name][1]),
+            packed.nbytes,
+            self._factored(name) if self.compensates(name, grid) else None,
+            self._importance.get(name),
+        )
 
     def _factored(self, name: str) -> compensation.Factored:
         """A layer's Hessian of the padded width, factored once for the tensors that share it."""

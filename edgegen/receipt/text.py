@@ -94,10 +94,28 @@ def _quality_lines(report: Report) -> list[str]:
     same = f"Top-1 agreement {_interval(quality.top1_fraction, 'fraction')}"
     bits = f"bits per byte {show(quality.bits_per_byte.value)}, original {show(quality.original_bits_per_byte)}"
     lines = [f"{kl} ({quality.tokens:,} held-out tokens)", f"{same}; {bits}", *_parity_lines(report)]
+    lines += _bound_lines(report)
     if report.task is not None:
         task = f"Task: exact match {_interval(report.task.exact_fraction, 'fraction')}"
         lines.append(f"{task}, original {show(report.task.original_exact_fraction, 'fraction')}")
     return lines
+
+
+def _bound_lines(report: Report) -> list[str]:
+    """How near decoding and rounding are to what is possible at best."""
+    words = []
+    bounds, rounding = report.bounds, report.rounding
+    if bounds is not None:
+        share = show(bounds.bandwidth_fraction, "fraction")
+        words.append(f"decoding takes {share} of this machine's {show(bounds.bandwidth_bytes_per_s, 'bytes')}/s")
+        if bounds.kernels_fraction is not None:
+            words.append(f"{show(bounds.kernels_fraction, 'fraction')} of what its kernels alone could do")
+    if rounding is not None:
+        words.append(
+            f"rounding to {show(rounding.bits_per_weight)} bits a weight is {show(rounding.gap_db)} dB above the "
+            "rate–distortion bound"
+        )
+    return [f"Limits: {'; '.join(words)}"] if words else []
 
 
 def _vector_lines(report: Report, vectors: VectorQuality) -> list[str]:

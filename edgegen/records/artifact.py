@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from edgegen.records.base import Record
+from edgegen.records.compressed import Rounding
 from edgegen.records.model import Task
 from edgegen.records.plan import Settings
 
@@ -41,6 +42,8 @@ class Artifact(Record, frozen=True):
     notes: tuple[str, ...] = ()
     lineage: str = ""
     """The plan's."""
+    rounding: Rounding | None = None
+    """What rounding its weights cost."""
 
     @property
     def model_bytes(self) -> int:

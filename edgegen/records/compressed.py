@@ -18,6 +18,17 @@ class PackedTensor(Record, frozen=True):
     bytes: int
 
 
+class Rounding(Record, frozen=True):
+    """How much rounding cost the matrices' outputs, beside the least that any code of as many bits could cost (see
+    `modeling.distortion`). Matrices of 16 bits a weight and more are left out. Means are by weights."""
+
+    bits_per_weight: float
+    error_fraction: float
+    """E‖(W - Q) x‖² over E‖W x‖²; where no inputs were seen, over weights alone."""
+    gap_db: float
+    """The error over its bound, in decibels; 6.02 are one bit a weight."""
+
+
 class Compressed(Record, frozen=True):
     """A folder with `weights.bin`, the (possibly trimmed) tokenizer, the configuration and this record.
 
@@ -37,5 +48,7 @@ class Compressed(Record, frozen=True):
     notes: tuple[str, ...] = ()
     lineage: str = ""
     """The plan's."""
+    rounding: Rounding | None = None
+    """None: no matrix lost anything."""
     shared: dict[str, str] = {}
     """Tensor that is not stored → the stored tensor whose weights it uses too."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from edgegen.records.base import Record
+from edgegen.records.compressed import Rounding
 from edgegen.records.model import Task
 
 GATE_CHECK = "gate:"
@@ -139,6 +140,23 @@ class Speed(Record, frozen=True):
     """0 of an encoder: then `ttft_ms` is for one text of `prompt_tokens`, and both speeds are tokens read a second."""
 
 
+class Bounds(Record, frozen=True):
+    """What the machine that verified allows at best; of models that continue text."""
+
+    read_bytes: float
+    """Of weights, that decoding one token reads."""
+    bandwidth_bytes_per_s: float
+    """That as many threads read together from memory, measured right after the speed."""
+    bandwidth_fraction: float
+    """Of it, that decoding takes: bytes a token × tokens/s ÷ bandwidth. Small models stay in the cache, which is
+    faster."""
+    kernels_tokens_per_s: float | None
+    """Decode speed if only multiplying took time, on as many cores, by the runtime's own kernels as timed right then;
+    None where the runtime does not let them be timed."""
+    kernels_fraction: float | None
+    """Of it, that decoding reaches."""
+
+
 class Memory(Record, frozen=True):
     peak_rss_bytes: int
     """Peak resident memory of the whole process."""
@@ -212,6 +230,10 @@ class Report(Record, frozen=True):
     """Of an encoder, in the place of `quality`; the two below in the places of `parity` and `strict`."""
     vector_parity: VectorParity | None = None
     vector_strict: VectorParity | None = None
+    bounds: Bounds | None = None
+    """How near decoding is to what this machine could do at best."""
+    rounding: Rounding | None = None
+    """How near rounding is to what so many bits could do at best."""
     emulated: tuple[Emulated, ...] = ()
     """Runs on the profile's own processor core under emulation, in the order in which they were tried."""
     notes: tuple[str, ...] = ()

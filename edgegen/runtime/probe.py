@@ -14,6 +14,7 @@ The minimum over repeats is taken for times: noise on a shared machine only ever
 
 from __future__ import annotations
 
+import contextlib
 import math
 import platform
 import shutil
@@ -163,6 +164,24 @@ _KERNELS: tuple[tuple[str, Callable[[bool], Any], tuple[str, ...]], ...] = (
     ("litert", _litert, ("i8_row", "i4_row", "i4_32")),
 )
 """Target, its kernels, and the grids that they are timed in."""
+
+
+def time_kernels(target: str, grids: Sequence[str], seconds: float) -> dict[str, float]:
+    """Seconds that decoding takes for one weight of each grid on one core, from the cache; without grids that the
+    target's runtime has no kernel for, and empty where it is not installed.
+
+    Args:
+        seconds: how long each kernel is repeated.
+    """
+    found = {}
+    for name, open_kernels, known in _KERNELS:
+        if name == target:
+            with contextlib.suppress(UnsupportedError):
+                kernels = open_kernels(True)
+                for grid in (grid for grid in grids if grid in known):
+                    with contextlib.suppress(UnsupportedError):
+                        found[grid] = kernels.ns_per_weight(grid, 1, seconds) * 1e-9
+    return found
 
 
 def _measured(value: float, note: str) -> Number:

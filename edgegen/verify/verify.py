@@ -148,6 +148,8 @@ def verify_artifact(
         vector_strict=exact.vector_parity,
         speed=speed,
         memory=memory,
+        bounds=results["speed"].bounds,
+        rounding=artifact.rounding,
         task=task,
         samples=samples,
         machine=describe_machine(is_device=is_device),
@@ -216,6 +218,7 @@ def request_for(artifact: Path, reference: Path, plan: Plan, what: str, *, runti
         decode_tokens=plan.profile.workload.decode_tokens,
         repeats=_REPEATS,
         answer_tokens=_ANSWER_TOKENS,
+        terms=plan.terms,
     )
 
 

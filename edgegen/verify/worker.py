@@ -22,13 +22,14 @@ from edgegen.common.worker import answer_request
 from edgegen.errors import DeviceError
 from edgegen.records.artifact import Artifact
 from edgegen.records.base import Record
-from edgegen.records.plan import Settings
+from edgegen.records.plan import Settings, Terms
 from edgegen.records.reference import Reference, ReferenceWindow
-from edgegen.records.report import Memory, Parity, Quality, Speed, VectorParity, VectorQuality
+from edgegen.records.report import Bounds, Memory, Parity, Quality, Speed, VectorParity, VectorQuality
 from edgegen.runtime.base import EncoderSession, Session, Timing
 from edgegen.runtime.checks import settings_here
 from edgegen.runtime.litertlm import CONTAINER_FILE, Compared, compare_answers
 from edgegen.runtime.registry import encoder_runtime_for, runtime_for
+from edgegen.verify.bounds import find_bounds
 from edgegen.verify.quality import (
     add_window,
     compare_parity,
@@ -61,6 +62,8 @@ class Request(Record, frozen=True):
     `sample` is asked for."""
     prompts: tuple[str, ...] = ()
     """For `litertlm`: what a person says to both engines."""
+    terms: Terms | None = None
+    """For `speed`: the work of a token, to find what the machine allows at best."""
     sample_tokens: int = 0
     """For `sample`: how many positions of the parity windows to keep."""
 
@@ -74,6 +77,7 @@ class Result(Record, frozen=True):
     """The runtime's name."""
     speed: Speed | None = None
     memory: Memory | None = None
+    bounds: Bounds | None = None
     parity: Parity | None = None
     quality: Quality | None = None
     vector_parity: VectorParity | None = None
@@ -117,6 +121,8 @@ def measure(request: Request) -> Result:
                 session.embed(_tokens(reference, session.context_tokens))  # memory is that of the longest text
             memory = Memory(peak_rss_bytes=peak_rss_bytes(), baseline_rss_bytes=baseline)
             found = Result(speed=speed, memory=memory)
+            if request.terms is not None and not is_encoder:
+                found = msgspec.structs.replace(found, bounds=find_bounds(request.terms, artifact.target, speed))
         elif isinstance(session, EncoderSession):
             found = _compare_vectors(session, request, reference)
         elif request.what == "litertlm":

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from typing import Literal
 
+from edgegen.records.compressed import Rounding
 from edgegen.records.data import DataRef
 from edgegen.records.model import ModelRef, ModelSummary, Role, TensorInfo
 from edgegen.records.plan import (
@@ -21,6 +22,7 @@ from edgegen.records.plan import (
 )
 from edgegen.records.profile import Budgets, Device, Number, Profile, Workload
 from edgegen.records.report import (
+    Bounds,
     Check,
     Emulated,
     Interval,
@@ -237,6 +239,14 @@ def sample_report(plan: Plan | None = None) -> Report:
             decode_tokens=64,
         ),
         memory=Memory(peak_rss_bytes=81_264_640, baseline_rss_bytes=44_118_016),
+        bounds=Bounds(
+            read_bytes=4_711_936.0,
+            bandwidth_bytes_per_s=17_904_000_000.0,
+            bandwidth_fraction=0.1613,
+            kernels_tokens_per_s=2_044.5,
+            kernels_fraction=0.2997,
+        ),
+        rounding=Rounding(bits_per_weight=4.63, error_fraction=0.00241, gap_db=4.71),
         task=TaskScore(
             requests=60,
             exact_fraction=Interval(value=0.7833, low=0.6667, high=0.8667),

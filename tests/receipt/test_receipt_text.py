@@ -19,6 +19,9 @@ def test_lines_hold_limit_prediction_measurement_and_verdict() -> None:
     for part in ("≥ 60.0 tok/s", "168 tok/s", "613 tok/s", "✓ pass (predicted)"):
         assert part in speed
     assert any("Top-1 agreement 91.3 %" in line for line in lines)
+    limits = next(line for line in lines if line.startswith("Limits: "))
+    for part in ("16.1 % of this machine's 17.9 GB/s", "30.0 % of what its kernels", "4.63 bits a weight is 4.71 dB"):
+        assert part in limits
     assert any(line.startswith("! Generic calibration text") for line in lines)
 
 
@@ -26,6 +29,7 @@ def test_what_is_missing_is_said() -> None:
     lines = summary_lines(bare_report(), None)
     assert lines[0].startswith("✗ FAIL  model on pi-5-8gb")
     assert "Quality against the original: not measured." in lines
+    assert not any(line.startswith("Limits") for line in lines)
     assert "not measured" in next(line for line in lines if line.startswith("Peak memory"))
 
 

@@ -363,6 +363,7 @@ def _describe(folder: Path, compressed: Compressed, layout: _Layout, settings: S
         add_bos=special.add_bos,
         parent=compressed.digest,
         lineage=compressed.lineage,
+        rounding=compressed.rounding,
         tokenizer_proof=layout.proof.words,
         task=compressed.summary.task,
         notes=notes,

@@ -130,6 +130,7 @@ def export_litert(
             add_bos=special.add_bos,
             parent=compressed.digest,
             lineage=compressed.lineage,
+            rounding=compressed.rounding,
             tokenizer_proof=proof,
             task=summary.task,
             notes=compressed.notes,

@@ -122,6 +122,7 @@ def export_onnx(
             add_bos=special.add_bos,
             parent=compressed.digest,
             lineage=compressed.lineage,
+            rounding=compressed.rounding,
             tokenizer_proof=proof,
             task=compressed.summary.task,
             notes=(*compressed.notes, *_notes(why, tokens, longest)),
