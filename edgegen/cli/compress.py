@@ -87,7 +87,7 @@ def compress(
         from edgegen.sdk import pipeline
 
         result = pipeline.compress(model, target=targets[0], **arguments, notify=notify)
-    show_result(result.report, result.plan, out=out, json=json)
+    show_result(result.report, result.plan, out=out, json=json, made=True)
 
 
 def _on_screens(out: Path, targets: tuple[str, ...], chain: tuple[str, ...]) -> int | None:
@@ -128,8 +128,25 @@ def show_comparison(found: BakeOff, *, out: str, json: bool) -> None:
         raise typer.Exit(next(c.exit_code for c in found.contenders if c.exit_code))
 
 
-def show_result(report: object, plan: object, *, out: str, json: bool) -> None:
-    """Print a report and leave with its verdict."""
+def _spent(out: Path) -> str:
+    """What each stage of an output took when it ran, in this command or an earlier one."""
+    from edgegen.common.codec import load_json
+    from edgegen.common.units import format_seconds
+    from edgegen.records.build import Build
+    from edgegen.sdk.workspace import BUILD_FILE
+
+    stages = load_json(out / BUILD_FILE, Build).stages
+    whole, cpu = sum(stage.seconds for stage in stages), sum(stage.cpu_seconds for stage in stages)
+    each = ", ".join(f"{stage.name} {format_seconds(stage.seconds)}" for stage in stages)
+    return f"{format_seconds(whole)}, {format_seconds(cpu)} of CPU: {each}"
+
+
+def show_result(report: object, plan: object, *, out: str, json: bool, made: bool = False) -> None:
+    """Print a report and leave with its verdict.
+
+    Args:
+        made: whether to say what making the artifact took.
+    """
     from edgegen.receipt import summary_lines
     from edgegen.records.plan import Plan
     from edgegen.records.report import GATE_CHECK, Report
@@ -144,6 +161,8 @@ def show_result(report: object, plan: object, *, out: str, json: bool) -> None:
             if not check.passed and (check.limit is None or check.name.startswith(GATE_CHECK)):
                 sys.stdout.write(f"✗ {check.name}: {check.detail}\n")
         sys.stdout.write(f"\nartifact  {out}/artifact/\nreceipt   {out}/report.html\n")
+        if made:
+            sys.stdout.write(f"spent     {_spent(Path(out))}\n")
         if any(check.name.startswith(GATE_CHECK) for check in report.checks):
             sys.stdout.write(f"evaluated {out}/evaluation/evaluation.json\n")
         if report.passed:

@@ -12,6 +12,10 @@ class StageMark(Record, frozen=True):
     key: str
     """`sha256:` over everything that went into it."""
     outputs: tuple[str, ...]
+    seconds: float = 0.0
+    """Wall time that it took when it ran."""
+    cpu_seconds: float = 0.0
+    """Time of all cores together, with the processes that it started."""
 
 
 class Build(Record, frozen=True):

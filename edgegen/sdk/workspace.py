@@ -12,6 +12,7 @@ import contextlib
 import fcntl
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -102,8 +103,10 @@ class Workspace:
             return True
         for output in outputs:
             self._remove(self.folder / output)
+        began, before = time.monotonic(), sum(os.times()[:4])
         work()
-        self._mark(name, key, outputs)
+        spent, used = time.monotonic() - began, sum(os.times()[:4]) - before
+        self._mark(StageMark(name=name, key=key, outputs=outputs, seconds=spent, cpu_seconds=used))
         return False
 
     def forget(self, name: str) -> None:
@@ -142,11 +145,11 @@ class Workspace:
         for output in outputs:
             self._remove(self.folder / output)
             _link_or_copy(self.out / output, self.folder / output)
-        self._mark(name, key, outputs)
+        self._mark(earlier)
         return True
 
-    def _mark(self, name: str, key: str, outputs: tuple[str, ...]) -> None:
-        self._marks[name] = StageMark(name=name, key=key, outputs=outputs)
+    def _mark(self, mark: StageMark) -> None:
+        self._marks[mark.name] = mark
         build = Build(schema=1, command="", version="", stages=tuple(self._marks.values()))
         save_json(self.folder / BUILD_FILE, build)
 
