@@ -64,9 +64,15 @@ def test_tables_hold_pairs_ratios_and_reasons() -> None:
         Point("m", "gguf", "AutoRound", "Q4_0", error="cannot be installed: no network"),
         Point("m", "gguf", "edgegen", "llama.cpp Q4_0 imatrix", bytes=99, limit=100, quality=quality(0.004), cost=cost),
     ]
+    tuned = "llama.cpp Q4_0 imatrix, time 10m"
+    points.append(Point("m", "gguf", "edgegen", tuned, bytes=99, limit=100, quality=quality(0.002), cost=cost))
     rows = list(beside(points))[2:]
-    assert len(rows) == 1 and "llama.cpp Q4_0 imatrix" in rows[0] and "| 0.40 |" in rows[0]
-    assert list(ratios(points))[2:] == ["| m | llama.cpp | 1 | 0.40, 0.40, 0.40 | 0.45 | 1 of 1 |"]
+    assert len(rows) == 2 and "llama.cpp Q4_0 imatrix" in rows[0] and "| 0.40 |" in rows[0]
+    assert "99 B, 10m of tuning" in rows[1] and "| 0.20 |" in rows[1]
+    assert list(ratios(points))[2:] == [
+        "| m | llama.cpp | 1 | 0.40, 0.40, 0.40 | 0.45 | 1 of 1 |",
+        "| m | llama.cpp, 10m of tuning | 1 | 0.20, 0.20, 0.20 | 0.45 | 1 of 1 |",
+    ]
     assert any("cannot be installed: no network" in row for row in every(points))
 
 

@@ -10,9 +10,10 @@
 | litert  | ai-edge-quantizer on edgegen's graph in float32: its dynamic recipes for int8 and int4                 |
 
 Files of one tool that no other of its files beats are its front. For each of them edgegen compresses the checkpoint
-with its default settings to at most the same bytes. All files know the same calibration rows (llama.cpp as importance
-weights that edgegen measured) and are scored on their runtime on the same tokens of the same held-out rows; that no
-row is on both sides is checked by hash. Speed is measured by bench_runtimes.py.
+with its default settings to at most the same bytes, and again with each time for tuning that `--times` names. All
+files know the same calibration rows (llama.cpp as importance weights that edgegen measured) and are scored on their
+runtime on the same tokens of the same held-out rows; that no row is on both sides is checked by hash. Speed is measured
+by bench_runtimes.py.
 
 KL is to the original in nats per token. What is done is kept in the working folder, file by file, and not done again;
 a tool that cannot be installed or run is named in the table with the reason. Prints Markdown tables and writes
@@ -68,6 +69,7 @@ def main() -> int:
     parser.add_argument("--tools", default=",".join(TOOLS), help="only these")
     parser.add_argument("--most", type=int, default=6, help="files of a tool's front that edgegen is held against")
     parser.add_argument("--vocab", default="keep", help="edgegen's vocabularies: keep, auto, or both by comma")
+    parser.add_argument("--times", default="", help="what edgegen has for tuning: like 10m, nothing, or both by comma")
     given = parser.parse_args()
     out = Path(given.out)
     rows = check_overlap(given.data)
@@ -78,9 +80,10 @@ def main() -> int:
         for tool in given.tools.split(","):
             theirs = list(PEERS[tool](scorer))
             ours = [
-                scorer.ours(TOOLS[tool], point, vocab)
+                scorer.ours(TOOLS[tool], point, vocab, time)
                 for point in spread(front(theirs), given.most)
                 for vocab in given.vocab.split(",")
+                for time in given.times.split(",")
             ]
             points += [*theirs, *ours]
         check_tokens(points, model.name)

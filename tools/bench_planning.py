@@ -7,9 +7,11 @@ For each model and each share of its 16-bit bytes, the best plan by
 - *sum*: the Fisher quadratic of each tensor, added up;
 - *by type*: the same with each grid's sum corrected to what the whole model in that grid costs (what planning uses);
 - *whole*: the plan as it is made, measured as a whole, compressed, and measured on its runtime;
-- *time*: the same with `--budget`: structures, healing and whatever else time buys.
+- *searched*: the same with the time of `--budget` for exchanging grids;
+- *tuned*: with that time for exchanging grids and for tuning the rounded weights;
+- *healed*: with that time for both and for structures and their healing.
 
-The first two are scored in torch on calibration rows that the sums were not made from; the last two are the artifact's,
+The first two are scored in torch on calibration rows that the sums were not made from; the others are the artifact's,
 on held-out rows. KL in nats per token. Prints a Markdown table and writes planning.json.
 """
 
@@ -37,8 +39,11 @@ from edgegen.sdk.job import Job
 from edgegen.sdk.output import Result
 from edgegen.sdk.planning import SolutionScorer, build_problem, read_vocabularies
 from edgegen.sdk.subject import Subject
+from edgegen.sdk.wishes import LOCAL_SEARCH, REFINEMENT
 
 PROFILE = "laptop-x86-16gb"
+TIMED = {"searched": (LOCAL_SEARCH,), "tuned": (LOCAL_SEARCH, REFINEMENT), "healed": None}
+"""Row → what its time may be spent on."""
 
 
 def main() -> int:
@@ -49,7 +54,7 @@ def main() -> int:
     parser.add_argument("--target", default="gguf", help="runtime (default gguf)")
     parser.add_argument("--out", default="build-bench", help="working folder")
     parser.add_argument("--shares", default="40,30,20", help="percent of the 16-bit bytes")
-    parser.add_argument("--budget", default="5m", help="time for the last row; empty: no such row")
+    parser.add_argument("--budget", default="5m", help="time for each of the last three; empty: without them")
     given = parser.parse_args()
     rows: list[dict[str, Any]] = []
     for model in given.models:
@@ -77,11 +82,9 @@ def bench(model: Path, given: argparse.Namespace) -> list[dict[str, Any]]:
             continue
         sums = _sums(model, given, made, limit)
         row: dict[str, Any] = {"model": model.name, "share": share, "limit": limit, **sums, "whole": _artifact(made)}
-        if given.budget:
-            seconds = parse_seconds(given.budget, what="--budget")
-            row["time"] = _artifact(
-                pipeline.compress(str(model), out=out / "time", max_bytes=limit, budget=seconds, **wishes)
-            )
+        for name, names in TIMED.items() if given.budget else ():
+            more: dict[str, Any] = {"budget": parse_seconds(given.budget, what="--budget"), "techniques": names}
+            row[name] = _artifact(pipeline.compress(str(model), out=out / name, max_bytes=limit, **more, **wishes))
         rows.append(row)
     return rows
 
@@ -131,12 +134,9 @@ def _artifact(made: Result) -> dict[str, Any]:
 
 def table(rows: list[dict[str, Any]]) -> list[str]:
     """Markdown lines."""
-    names = ("sum", "by_type", "whole", "time")
-    lines = [
-        "| model | bytes | sum: predicted → scored | by type: predicted → scored "
-        "| whole: predicted → artifact | with time: predicted → artifact |",
-        "|---|---|---|---|---|---|",
-    ]
+    names = ("sum", "by_type", "whole", *TIMED)
+    titles = ("sum: predicted → scored", "by type", "whole: predicted → artifact", *TIMED)
+    lines = [f"| model | bytes | {' | '.join(titles)} |", "|---|---|" + "---|" * len(titles)]
     for row in rows:
         cells = []
         for name in names:

@@ -5,7 +5,8 @@
 For each model and each share of its 16-bit bytes:
 
 - *quantization*: grids only, the whole vocabulary;
-- *together*: structure, healing and grids, planned within the time budget;
+- *tuned*: the same with the time budget for exchanging grids and tuning the rounded weights;
+- *together*: structure, healing, grids and tuning, planned within the time budget;
 - *a technique alone* (at `--singles`): its changes with 16-bit weights, healed within the same time budget.
 
 KL is the mean over held-out tokens, nats per token, of the artifact on its runtime; bytes are the artifact's, tok/s
@@ -30,6 +31,7 @@ from edgegen.errors import EdgegenError, InfeasibleError
 from edgegen.records.plan import Plan
 from edgegen.records.structure import Search, Tried
 from edgegen.sdk import pipeline
+from edgegen.sdk.wishes import LOCAL_SEARCH, REFINEMENT
 from edgegen.techniques.registry import techniques
 
 PROFILE = "laptop-x86-16gb"
@@ -75,6 +77,7 @@ def bench(model: Path, given: argparse.Namespace) -> dict[str, Any]:
     rows: list[dict[str, Any]] = []
     for share in (float(share) for share in given.shares.split(",") if share):
         add("quantization", share)
+        add("tuned", share, budget=seconds, techniques=(LOCAL_SEARCH, REFINEMENT))
         add("together", share, budget=seconds)
     for share in (float(share) for share in given.singles.split(",") if share):
         for technique in techniques():

@@ -23,6 +23,10 @@ PROFILE = "raspberry-pi-4-4gb"
 OURS = "edgegen"
 VOCABULARY = ", vocabulary "
 """In the name of edgegen's file before what was asked of its vocabulary, where that is not to keep it."""
+TIME = ", time "
+"""Likewise before the time that it had for tuning."""
+TIMED = ("local_search", "refinement")
+"""What such time is spent on."""
 _PLAN_MISSES, _NO_PLAN = 5, 4
 """Exit codes: the artifact misses a limit but is there; no plan fits."""
 
@@ -51,6 +55,16 @@ class Point(Record, frozen=True):
     """Of edgegen's: the measurements were there from a file of another size."""
     vocab_size: int = 0
     error: str = ""
+
+    @property
+    def time(self) -> str:
+        """Of edgegen's: what it had for tuning; empty: none."""
+        return self.name.partition(TIME)[2]
+
+    @property
+    def against(self) -> str:
+        """Of edgegen's: the tool and file whose bytes it may take."""
+        return self.name.partition(TIME)[0].partition(VOCABULARY)[0]
 
     @property
     def kl(self) -> float:
@@ -111,18 +125,24 @@ class Scorer:
 
         return self._kept(Point(model=self.subject.model.name, target=target, tool=tool, name=name), work)
 
-    def ours(self, target: str, against: Point, vocab: str) -> Point:
-        """edgegen's file with at most as many bytes."""
+    def ours(self, target: str, against: Point, vocab: str, time: str = "") -> Point:
+        """edgegen's file with at most as many bytes.
+
+        Args:
+            time: for tuning, like 10m; empty: none.
+        """
         name = f"{against.tool} {against.name}" + ("" if vocab == "keep" else f"{VOCABULARY}{vocab}")
+        more = ("--budget", time, "--techniques", ",".join(TIMED)) if time else ()
+        name += f"{TIME}{time}" if time else ""
 
         def work(blank: Point) -> Point:
             out = self.place / f"ours-{target}-{vocab}"
             continued = out.exists() or out.with_name(f"{out.name}.partial").exists()
             limit = against.bytes
-            cost = self._compress(target, out, "--max-bytes", str(limit), vocab=vocab)
+            cost = self._compress(target, out, "--max-bytes", str(limit), *more, vocab=vocab)
             while (over := load_json(out / "artifact" / "artifact.json", Artifact).model_bytes - against.bytes) > 0:
                 limit -= over  # a runtime's file may be some bytes larger than was planned
-                self._compress(target, out, "--max-bytes", str(limit), vocab=vocab)
+                self._compress(target, out, "--max-bytes", str(limit), *more, vocab=vocab)
             plan = load_json(out / "plan.json", Plan)
             point = msgspec.structs.replace(
                 blank, cost=cost, continued=continued, predicted_kl=plan.prediction.kl, vocab_size=plan.vocabulary.size

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Iterator, Sequence
 
 from edgegen.common.units import format_bytes, format_seconds
-from peers.points import OURS, VOCABULARY, Point
+from peers.points import OURS, Point
 
 GOALS = {"llama.cpp": 0.45, "AutoRound": 0.7, "onnxruntime-genai": 0.5, "ai-edge-quantizer": 0.5}
 """Mean KL of edgegen's file over that of the tool's best file of at least as many bytes."""
@@ -27,7 +27,7 @@ def pairs(points: Sequence[Point]) -> Iterator[tuple[Point, Point]]:
         if ours.tool == OURS and ours.quality:
             for theirs in points:
                 if (theirs.model, theirs.target, theirs.bytes) == (ours.model, ours.target, ours.limit) and (
-                    ours.name.split(VOCABULARY)[0] == f"{theirs.tool} {theirs.name}" and theirs.quality
+                    ours.against == f"{theirs.tool} {theirs.name}" and theirs.quality
                 ):
                     yield theirs, ours
 
@@ -44,6 +44,7 @@ def beside(points: Sequence[Point]) -> Iterator[str]:
         a, b = theirs.quality, ours.quality
         assert a is not None and b is not None, "pairs were scored"
         tokens = f" ({ours.vocab_size:,} tokens)" if b.renormalised else ""
+        tokens += f", {ours.time} of tuning" if ours.time else ""
         kls = f"{theirs.kl:.5f} | **{ours.kl:.5f}** | {ours.kl / theirs.kl:.2f}"
         yield (
             f"| {theirs.model if theirs.model != model else ''} | {theirs.tool} {theirs.name} | "
@@ -59,16 +60,15 @@ def ratios(points: Sequence[Point]) -> Iterator[str]:
     """A row for each model and tool."""
     yield "| model | against | files | ratio of mean KL: best, median, worst | goal | kept by |"
     yield "|---|---|---|---|---|---|"
-    found: dict[tuple[str, str], list[float]] = {}
+    found: dict[tuple[str, str, str], list[float]] = {}
     for theirs, ours in pairs(points):
         if ours.quality and not ours.quality.renormalised:
-            found.setdefault((theirs.model, theirs.tool), []).append(ours.kl / theirs.kl)
-    for (model, tool), all_ratios in found.items():
-        goal = GOALS[tool]
-        yield (
-            f"| {model} | {tool} | {len(all_ratios)} | {min(all_ratios):.2f}, {statistics.median(all_ratios):.2f}, "
-            f"{max(all_ratios):.2f} | {goal} | {sum(r <= goal for r in all_ratios)} of {len(all_ratios)} |"
-        )
+            found.setdefault((theirs.model, theirs.tool, ours.time), []).append(ours.kl / theirs.kl)
+    for (model, tool, time), all_ratios in found.items():
+        goal, spent = GOALS[tool], f", {time} of tuning" if time else ""
+        spread = f"{min(all_ratios):.2f}, {statistics.median(all_ratios):.2f}, {max(all_ratios):.2f}"
+        kept = f"{sum(r <= goal for r in all_ratios)} of {len(all_ratios)}"
+        yield f"| {model} | {tool}{spent} | {len(all_ratios)} | {spread} | {goal} | {kept} |"
 
 
 def every(points: Sequence[Point]) -> Iterator[str]:
