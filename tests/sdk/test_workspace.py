@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import fcntl
+import functools
 import os
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from edgegen.common.codec import load_json
 from edgegen.errors import ConfigError, DeviceError
 from edgegen.records.build import Build
 from edgegen.sdk.workspace import BUILD_FILE, LOCK_FILE, Workspace
@@ -289,3 +292,19 @@ def test_a_lock_that_was_taken_along_does_not_count(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(fcntl, "flock", slow)
     with pytest.raises(ConfigError, match="another edgegen command"), second.locked():
         raise AssertionError("the folder is someone else's")
+
+
+def test_each_stage_is_timed_once_with_the_processes_that_it_started(tmp_path: Path) -> None:
+    def work(folder: Path) -> None:
+        subprocess.run([sys.executable, "-c", "import time\nwhile time.process_time() < 0.3: pass"], check=True)
+        (folder / "made").write_text("")
+
+    marks = []
+    for _ in range(2):
+        workspace = Workspace(tmp_path / "out")
+        with workspace.locked():
+            workspace.stage("make", "inputs", ("made",), functools.partial(work, workspace.folder))
+            workspace.finish(DONE)
+        marks.append(load_json(tmp_path / "out" / BUILD_FILE, Build).stages)
+    assert marks[0] == marks[1], "what was reused keeps its time"
+    assert marks[0][0].seconds >= 0.2 and marks[0][0].cpu_seconds >= 0.3
