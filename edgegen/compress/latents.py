@@ -2,7 +2,9 @@
 
 A runtime computes with w = offset + step · level(code). Here each code follows a parameter v in units of levels: the
 nearest level counts, and its gradient passes as if nothing were rounded (straight-through, Bengio et al. 2013,
-arXiv:1308.3432). Steps and offsets of a unit are multiplied by 1 + a parameter, vectors have one added to them. All
+arXiv:1308.3432). It begins on its level, half a step from any other: rounding with compensation has put many codes
+elsewhere than next to the original weight, and a parameter that began there would fall to another level by noise alone.
+Steps and offsets of a unit are multiplied by 1 + a parameter, vectors have one added to them. All
 are in units in which the same learning rate fits.
 
 What is learnt can be packed again in the same grids without any further rounding but of the scales to what their
@@ -32,8 +34,6 @@ _VECTOR_UNIT = 0.05
 """A parameter's 1 in vectors, as a share of their root mean square."""
 _LEAST_VECTOR = 0.01
 """Root mean square that a vector of smaller numbers counts with."""
-_START = 0.45
-"""How far from its level a code's parameter may begin, towards the original weight."""
 _VECTOR_GRID = "f32"
 
 
@@ -114,9 +114,8 @@ class _Codes(torch.nn.Module):
     def __init__(self, source: TensorSource, name: str, grid: str) -> None:
         super().__init__()
         self._grid, self._levels = grid, codes.levels_of(grid)
-        original = torch.from_numpy(source.matrix(name))
-        self._rows, self._columns = original.shape
         self._packed = source.packed(name, grid)
+        self._rows, self._columns = source.shape(name)
         lattice = codes.lattice(self._packed, grid, self._columns)
         self._width = self._levels.width or self._columns
         self._unit = self._levels.unit or self._columns
@@ -125,10 +124,7 @@ class _Codes(torch.nn.Module):
         self.register_buffer("offsets", torch.from_numpy(lattice.offsets).float())
         self.register_buffer("values", torch.from_numpy(self._levels.values).float())
         found = codes.read_codes(self._packed, grid, self._columns).astype(np.int64) - self._levels.first
-        level = self.values[torch.from_numpy(found)]
-        steps = self._spread(self.steps, self._width)
-        wanted = (original - self._spread(self.offsets, self._width)) / torch.where(steps == 0, 1.0, steps)
-        self.places = torch.nn.Parameter(level + (wanted - level).clamp(-_START, _START) * (steps != 0))
+        self.places = torch.nn.Parameter(self.values[torch.from_numpy(found)])
         self.gains = torch.nn.Parameter(torch.zeros(self._rows, self._units, self._levels.scales))
 
     def forward(self) -> torch.Tensor:

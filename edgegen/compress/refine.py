@@ -5,14 +5,16 @@ together: codes, scales and vectors learn from the original's predictions (see `
 KL divergence, as AutoRound (Cheng et al. 2023, arXiv:2309.05516) does block by block on outputs. The grids stay, so the
 file keeps its bytes.
 
-The weights that are best on held-out text stay, those from before if the whole is no better with the runtime's rounding
-of activations. A time budget becomes a number of steps once, by timing some; the number is written down. So a run that
-was cut off and is called again with the same folder does the same sums as one that was not.
+A rate at which the model gets worse is lowered, once that shows. The weights that are best on held-out text stay, those
+from before if the whole is no better with the runtime's rounding of activations. A time budget becomes a number of
+steps once, by timing some; the number is written down. So a run that was cut off and is called again with the same
+folder does the same sums as one that was not.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -41,7 +43,14 @@ Progress = Callable[[int, int], None]
 
 _LOGIT_VALUES = 40_000_000
 """Most logits of a part of a batch (160 MB in float32)."""
-_LOOKS = 8
+_LOOKS = 16
+_RATE, _MOST_RATE = 0.2, 0.15
+_WORST = 1.25
+"""How far the KL on held-out text may rise before the rate is taken for too high."""
+_LOWER = 3.0
+"""What the rate is divided by then."""
+_OVERTIME = 2.0
+"""Of the time budget, that a machine which has become slower may take: learning pays when the rate has fallen."""
 _STEPS = "steps.json"
 
 
@@ -52,20 +61,21 @@ class RefineOptions(Record, frozen=True):
     """Time budget."""
     steps: int = 0
     """Most steps; 0: as many as the time allows."""
-    rate: float = 0.02
-    """Highest learning rate: of codes, in levels."""
+    rate: float = 0.0
+    """Highest learning rate: of codes, in levels; 0: as `rate_for` says."""
     batch: int = 4
     """Sequences a step."""
     seed: int = 0
 
 
-class _Timed(Record, frozen=True):
-    """How many steps a folder's run takes."""
+class _Attempt(Record, frozen=True):
+    """What a folder's run is at."""
 
     identity: str
     steps: int
-    seconds: float
-    """That finding out took."""
+    """That are left for it."""
+    number: int = 0
+    """Attempts before it, whose rate was too high."""
 
 
 def refine(
@@ -105,9 +115,11 @@ def refine(
     source.use_refinement(None)
     before = after = judge()
     work = out.with_name(out.name + "-work")
-    run = _Run(model, original, source, grids, items, heldout, work, options, identity, kept)
-    fitted = run.fit(progress) if items and heldout else None
-    learnt = {name: grid for name, grid in grids.items() if learns(grid)} if fitted else {}
+    learnt = {name: grid for name, grid in grids.items() if learns(grid)}
+    fitted = None
+    if items and heldout and learnt:
+        run = _Run(model, original, source, grids, items, heldout, work, options, identity, kept)
+        fitted = run.fit(progress)
     if fitted:
         with filling(out) as building:
             save_file(dict(run.latents.packed()), building / REFINED_WEIGHTS)
@@ -119,7 +131,7 @@ def refine(
         steps=fitted.steps if fitted else 0,
         tokens=fitted.tokens if fitted else 0,
         seconds=max(time.perf_counter() - began, fitted.seconds if fitted else 0.0),
-        tensors=len(learnt),
+        tensors=len(learnt) if fitted else 0,
         kl_before=before,
         kl_after=after if better else before,
         kept=better,
@@ -133,6 +145,20 @@ def refine(
             save_json(building / REFINEMENT, Refined(1, found, {}))
     remove_tree(work)
     return found
+
+
+def rate_for(predictions: float, parameters: int) -> float:
+    """The learning rate that so much text bears.
+
+    Each step moves a code by about the rate, and what the gradients agree on has to outweigh what they do not: a model
+    of many weights that sees little text may only let the surest of its codes go. The two numbers were found on models
+    of 0.7 and 8 million weights with 0.01 to 0.5 predictions a weight.
+
+    Args:
+        predictions: that are learnt from, with repetitions.
+        parameters: that learn.
+    """
+    return min(_MOST_RATE, _RATE * math.sqrt(predictions / parameters))
 
 
 def _untold(kl: float) -> Refinement:
@@ -187,53 +213,61 @@ class _Run:
         try:
             for module in (*self.models, self.student):
                 module.to(accelerator.device)
-            steps = self._steps()
-            if not steps:
-                return None
-            return fit(
-                self.student,
-                self.items,
-                self.heldout,
-                self._course(steps),
-                self.folder / "fit",
-                identity=self.identity,
-                loss=self.loss,
-                judge=in_parts(self.loss, self.rows),
-                progress=lambda done, total, words: progress(done, total) if progress else None,
-                accelerator=accelerator,
-            )
+            attempt = self._attempt()
+            while attempt.steps:
+                fitted = fit(
+                    self.student,
+                    self.items,
+                    self.heldout,
+                    self._course(attempt.steps, lower=_LOWER**attempt.number),
+                    self.folder / f"fit-{attempt.number}",
+                    identity=self.identity,
+                    loss=self.loss,
+                    judge=in_parts(self.loss, self.rows),
+                    progress=lambda done, total, words: progress(done, total) if progress else None,
+                    accelerator=accelerator,
+                )
+                if fitted.stopped != "worse":
+                    return fitted
+                attempt = _Attempt(self.identity, attempt.steps - fitted.steps, attempt.number + 1)
+                save_json(self.folder / _STEPS, attempt)
+            return None
         finally:
             for module, home in homes:
                 module.to(home)
             self.student.to("cpu")
 
-    def _course(self, steps: int) -> Options:
+    def _course(self, steps: int, *, lower: float = 1.0) -> Options:
+        predictions = steps * self.batch * float(np.mean([item.tokens for item in self.items]))
+        parameters = sum(parameter.numel() for parameter in self.latents.parameters())
         return Options(
             steps=steps,
             batch=self.batch,
             micro_batch=min(self.rows, self.batch),
-            rate=self.options.rate,
+            rate=(self.options.rate or rate_for(predictions, parameters)) / lower,
             weight_decay=0.0,
             betas=(0.9, 0.99),
             least_rate=0.0,
             seed=self.options.seed,
             evaluate_every=max(1, steps // _LOOKS),
+            worst=_WORST,
             bf16=False,
-            max_seconds=self.options.seconds,
+            max_seconds=_OVERTIME * self.options.seconds,
         )
 
-    def _steps(self) -> int:
+    def _attempt(self) -> _Attempt:
+        """That was cut off, or the first."""
         path = self.folder / _STEPS
-        found = load_json(path, _Timed) if path.is_file() else None
+        found = load_json(path, _Attempt) if path.is_file() else None
         if found is None or found.identity != self.identity:
             remove_tree(self.folder)
-            found = self._timed()
+            found = _Attempt(self.identity, self._steps())
             with disk_errors(self.folder):
                 self.folder.mkdir(parents=True)
                 save_json(path, found)
-        return found.steps
+        return found
 
-    def _timed(self) -> _Timed:
+    def _steps(self) -> int:
         """Steps that fit what is left of the time, with the looks at held-out text."""
         began = time.perf_counter()
         order = Order(self.items, rows=self.batch, seed=self.options.seed)
@@ -252,4 +286,4 @@ class _Run:
         spent = time.perf_counter() - began
         fitting = int((self.options.seconds - spent - (_LOOKS + 1) * look) / seconds)
         most = self.options.steps or fitting
-        return _Timed(self.identity, max(0, min(fitting, most)), spent)
+        return max(0, min(fitting, most))

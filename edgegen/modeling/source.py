@@ -124,6 +124,10 @@ class TensorSource:
             return 1.0
         return compensation.remaining_share(self._factored(name))
 
+    def shape(self, name: str) -> tuple[int, int]:
+        """(R, C) of a tensor as exported."""
+        return self._shape[name]
+
     def matrix(self, name: str) -> NDArray[np.float32]:
         """One tensor as exported: (R, C), vectors as (1, C); padded.
 

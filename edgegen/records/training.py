@@ -43,7 +43,7 @@ class Training(Record, frozen=True):
     processes: int = 1
     device: str = "cpu"
     stopped: str = ""
-    """Why before its last step: `early stop`, `time`; empty: it ran to its end."""
+    """Why before its last step: `early stop`, `worse`, `time`; empty: it ran to its end."""
     resumed: int = 0
     """How often it was taken up again."""
     settings: dict[str, str] = {}

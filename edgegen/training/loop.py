@@ -222,6 +222,9 @@ class _Run:
                     self._keep_best()
                 if options.patience and self.state.since_best >= options.patience:
                     stopped = stopped or "early stop"
+                before_any = self.state.losses[0].heldout
+                if options.worst and found is not None and before_any is not None:
+                    stopped = stopped or ("worse" if found > options.worst * before_any else "")
                 self.model.train()
             progress(step, last, words)
             if step % options.keep_every == 0 and step < last and not stopped:

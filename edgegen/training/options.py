@@ -38,6 +38,8 @@ class Options(Record, frozen=True):
     """Steps between looks at the held-out loss; 0: ten times in the run."""
     patience: int = 0
     """Looks without a better held-out loss before it stops; 0: it does not stop early."""
+    worst: float = 0.0
+    """Held-out loss, as a multiple of that before the first step, above which it stops; 0: it does not."""
     save_every: int = 0
     """Steps between checkpoints; 0: with each look."""
     bf16: bool | None = None

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from edgegen.common.codec import load_json
-from edgegen.compress.refine import RefineOptions, refine
+from edgegen.compress.refine import RefineOptions, rate_for, refine
 from edgegen.modeling.forward import counted_log_probs, mean_kl
 from edgegen.modeling.simulate import rounded_model
 from edgegen.modeling.source import REFINED_WEIGHTS, REFINEMENT
@@ -103,6 +103,16 @@ def test_cut_off_it_goes_on_to_the_same_weights(case: Case, tmp_path: Path) -> N
     assert 0 < len(told) < 40 and told[-1] == 40
 
 
+def test_a_rate_that_makes_it_worse_is_lowered(case: Case, tmp_path: Path) -> None:
+    told: list[tuple[int, int]] = []
+    case.chosen = {name: grid.replace("u2", "u4") for name, grid in case.chosen.items()}
+    options = RefineOptions(seconds=3600, steps=64, rate=2.0)
+    found = case.refine(tmp_path / "out", options, progress=lambda done, total: told.append((done, total)))
+    starts = [total for done, total in told if done == 1]
+    assert len(starts) > 1 and starts[0] == 64 and starts == sorted(starts, reverse=True)
+    assert found.kept and found.kl_after < found.kl_before and found.steps == starts[-1]
+
+
 def test_what_is_no_better_is_not_kept(case: Case, tmp_path: Path) -> None:
     judged = iter([0.1, 0.2])
     name, before = next(iter(case.chosen)), case.kl()
@@ -115,7 +125,7 @@ def test_what_is_no_better_is_not_kept(case: Case, tmp_path: Path) -> None:
 
 def test_too_little_time_or_text_changes_nothing(case: Case, tmp_path: Path) -> None:
     short = case.refine(tmp_path / "short", RefineOptions(seconds=1e-6))
-    case.items = []
+    case.items, case.heldout = [], []
     none = case.refine(tmp_path / "none")
     assert not short.kept and not none.kept and short.steps == none.steps == 0
     assert [p.name for p in (tmp_path / "none").iterdir()] == [REFINEMENT]
@@ -135,3 +145,8 @@ def test_tokens_that_are_trimmed_are_none_of_it(case: Case, tmp_path: Path) -> N
 
     found = case.refine(tmp_path / "out", judge=kl, kept=kept)
     assert found.kept and found.kl_after < 0.9 * found.kl_before
+
+
+def test_the_rate_follows_how_much_there_is_to_learn_from() -> None:
+    rates = [rate_for(predictions, 1_000_000) for predictions in (10_000, 40_000, 160_000, 10_000_000)]
+    assert rates == pytest.approx([0.02, 0.04, 0.08, 0.15])

@@ -307,4 +307,4 @@ def test_each_stage_is_timed_once_with_the_processes_that_it_started(tmp_path: P
             workspace.finish(DONE)
         marks.append(load_json(tmp_path / "out" / BUILD_FILE, Build).stages)
     assert marks[0] == marks[1], "what was reused keeps its time"
-    assert marks[0][0].seconds >= 0.2 and marks[0][0].cpu_seconds >= 0.3
+    assert marks[0][0].seconds >= 0.2 and marks[0][0].cpu_seconds >= 0.25

@@ -116,6 +116,15 @@ def test_it_stops_early_and_keeps_the_best(folder: Path, data: Any, tmp_path: Pa
     assert heldout_loss(model, heldout) == pytest.approx(min(e.heldout for e in fitted.losses), rel=1e-6)
 
 
+def test_it_stops_where_it_has_become_much_worse(folder: Path, data: Any, tmp_path: Path) -> None:
+    items, heldout = data
+    options = Options(steps=60, batch=4, rate=5.0, max_tokens=64, evaluate_every=2, worst=1.25, warmup=0.01)
+    model = opened(folder)
+    fitted = fit(model, items, heldout, options, tmp_path, identity="a")
+    assert fitted.stopped == "worse" and fitted.steps == 2 and fitted.best_step == 0
+    assert heldout_loss(model, heldout) == pytest.approx(fitted.heldout_before, rel=1e-6)
+
+
 def test_a_loss_that_is_no_number_stops_and_names_the_step(folder: Path, data: Any, tmp_path: Path) -> None:
     items, heldout = data
     calls = []
