@@ -54,6 +54,12 @@ KeepTokens = Annotated[
         help="File of tokens that stay in a trimmed vocabulary, as edgegen learn --vocabulary writes it.",
     ),
 ]
+KvType = Annotated[
+    str | None,
+    typer.Option(
+        "--kv-type", help="What the runtime keeps keys and values in: f16, or q8_0 in half of its memory (gguf)."
+    ),
+]
 Memory = Annotated[
     str | None,
     typer.Option("--memory", help="What the model may take here, like 4GB; a larger one is measured block by block."),
@@ -124,6 +130,7 @@ def arguments(
     min_cosine: str | None,
     prefer: str,
     grids: str | None,
+    kv_type: str | None,
     vocab: str,
     keep_tokens: str | None = None,
     memory: str | None = None,
@@ -150,6 +157,7 @@ def arguments(
         "grids": tuple(grid.strip().lower() for grid in grids.split(",") if grid.strip())
         if grids is not None
         else None,
+        "kv_type": kv_type.strip().lower() if kv_type is not None else None,
         "vocab": vocab,
         "keep_tokens": keep_tokens,
         "memory_bytes": parse_bytes(memory, what="--memory") if memory is not None else None,

@@ -82,6 +82,8 @@ class Workload(Record, frozen=True):
     """Prompt tokens processed at once: fewer need less memory."""
     threads: int = 0
     """0: as many as the device has cores."""
+    kv_type: str = ""
+    """What the runtime keeps keys and values in; empty: the first that the target's file names."""
 
 
 class Before(Record, frozen=True):

@@ -10,7 +10,9 @@ from numpy.typing import NDArray
 
 from edgegen import __version__
 from edgegen.common.codec import canonical_json
+from edgegen.errors import ConfigError
 from edgegen.export.registry import exporter_for
+from edgegen.grids import block_columns
 from edgegen.modeling.hessians import Hessians
 from edgegen.modeling.source import CACHE_BYTES, TensorSource
 from edgegen.records.plan import Settings
@@ -55,10 +57,12 @@ class Job:
 
         Raises:
             UnsupportedError: it cannot.
+            ConfigError: the target has no cache of the profile's `kv_type`, or the model's heads do not fit it.
         """
         self.subject = subject
         self.profile = profile
         self.target = target
+        _require_kv_type(profile.workload.kv_type, target, subject.summary.head_size)
         self.base: CheckedModel = subject if base is None else base
         require_family(subject.ref, subject.config, [target])
         self.exporter = exporter_for(target.name)
@@ -96,7 +100,7 @@ class Job:
             # An encoder reads a text as a whole.
             ubatch_tokens=context if summary.task == "encoder" else workload.ubatch_tokens,
             threads=workload.threads or self.profile.device.cores,
-            kv_type=next(iter(self.target.kv_bits)),
+            kv_type=workload.kv_type or next(iter(self.target.kv_bits)),
         )
 
     @property
@@ -110,6 +114,18 @@ class Job:
             "target": canonical_json(self.target).decode(),
             **({"streamed": True} if self.subject.is_streamed else {}),
         }
+
+
+def _require_kv_type(kv_type: str, target: Target, head_size: int) -> None:
+    if kv_type not in ("", *target.kv_bits):
+        raise ConfigError(
+            f"{target.name} keeps no keys and values in {kv_type!r}", hint="Known: " + ", ".join(target.kv_bits) + "."
+        )
+    if kv_type and head_size % (block := block_columns(kv_type)):
+        raise ConfigError(
+            f"keys and values in {kv_type} come in blocks of {block}, and this model's heads have {head_size} numbers",
+            hint="Leave out --kv-type.",
+        )
 
 
 def measured_folder(folder: Path, structure: str) -> Path:

@@ -41,6 +41,8 @@ class Wishes(TypedDict, total=False):
     budget is given and size otherwise."""
     grids: tuple[str, ...] | None
     """Allowed number grids; None: what the target plans with."""
+    kv_type: str | None
+    """What the runtime keeps keys and values in, such as q8_0; None: as the profile says, or the target's first."""
     vocab: str
     """`auto` (the default), `keep`, or a number of tokens."""
     keep_tokens: str | Path | tuple[str, ...] | None
@@ -178,6 +180,9 @@ def resolve(profile: str | Profile, targets: tuple[str, ...], wishes: Wishes) ->
     if prefer != "quality" and budgets.max_kl is None and budgets.min_cosine is None:
         raise _no_limit(prefer)
     gates = wishes.get("gates")
+    if kv_type := wishes.get("kv_type"):
+        workload = msgspec.structs.replace(found.workload, kv_type=kv_type)
+        found = msgspec.structs.replace(found, workload=workload)
     return Wanted(
         profile=found,
         budgets=budgets,

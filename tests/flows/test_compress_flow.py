@@ -16,7 +16,7 @@ from edgegen.records.build import Build
 from edgegen.records.data import Example
 from edgegen.records.plan import Plan
 from edgegen.records.report import Report
-from tests.flows.command import LOOSE, Done, run, run_cli
+from tests.flows.command import LOOSE, Done, make_calm, run, run_cli
 from tests.tiny_models import sample_texts
 
 STAGES = ["measure", "plan", "compress", "export", "reference", "verify"]
@@ -238,3 +238,26 @@ def test_compress_in_a_process_of_its_own(calm_llama: Path, tiny_data: Path, fin
     assert report.command.startswith(f"edgegen compress {calm_llama} --data {tiny_data}")
     assert len(done.err.splitlines()) == 6 and all(line.endswith(" …") for line in done.err.splitlines())
     assert digest_file(tmp_path / "out/artifact/model.gguf") == digest_file(finished / "artifact/model.gguf")
+
+
+@pytest.mark.slow
+def test_a_cache_in_fewer_bits_is_planned_measured_and_shipped(tmp_path: Path, tiny_data: Path) -> None:
+    model = make_calm("llama", tmp_path / "model", heads=2, kv_heads=1)
+    found = {}
+    for kv_type in ("f16", "q8_0"):
+        out = tmp_path / kv_type
+        done = run_cli("compress", model, "--data", tiny_data, "--out", out, *LOOSE, "--kv-type", kv_type, "--quiet")
+        assert done.code == 0, done.err
+        assert load_json(out / "artifact" / "artifact.json", Artifact).settings.kv_type == kv_type
+        found[kv_type] = load_json(out / "plan.json", Plan).prediction.rss_bytes
+    cached = 2 * 2 * 32 * 256  # keys and values of two layers, one head of 32 numbers, for the whole context
+    assert found["f16"] - found["q8_0"] == pytest.approx(cached * (16 - 8.5) / 8, abs=1)
+
+
+@pytest.mark.parametrize(
+    ("kv_type", "said"), [("q2_k", "keeps no keys and values in 'q2_k'"), ("q8_0", "heads have 16 numbers")]
+)
+def test_a_cache_that_cannot_be_had_is_refused(compress: Any, tmp_path: Path, kv_type: str, said: str) -> None:
+    done = compress(tmp_path / "out", "--kv-type", kv_type)
+    assert done.code == 2 and said in done.err and "Traceback" not in done.err
+    assert not (tmp_path / "out").exists()
