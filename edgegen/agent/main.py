@@ -86,6 +86,8 @@ def _order(config: AgentConfig, order: LocalOrder, as_json: bool) -> int:
             )
         with locked(home) as alone:
             if alone:
+                if name and not is_known(home, name):
+                    continue  # it went with its folder since it was last seen
                 if name:
                     tell("the agent that ran has stopped; its work goes on here")
                 try:
