@@ -214,7 +214,11 @@ class _Run:
             for module in (*self.models, self.student):
                 module.to(accelerator.device)
             attempt = self._attempt()
+            start = [parameter.detach().clone() for parameter in self.latents.parameters()]
             while attempt.steps:
+                with torch.no_grad():
+                    for parameter, value in zip(self.latents.parameters(), start, strict=True):
+                        parameter.copy_(value)
                 fitted = fit(
                     self.student,
                     self.items,
@@ -227,7 +231,7 @@ class _Run:
                     progress=lambda done, total, words: progress(done, total) if progress else None,
                     accelerator=accelerator,
                 )
-                if fitted.stopped != "worse":
+                if fitted.stopped != "worse" or fitted.steps == attempt.steps:
                     return fitted
                 attempt = _Attempt(self.identity, attempt.steps - fitted.steps, attempt.number + 1)
                 save_json(self.folder / _STEPS, attempt)
