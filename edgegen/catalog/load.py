@@ -184,7 +184,7 @@ def _check_profile(profile: Profile, where: str) -> None:
         if limit is not None:
             _positive(where, f"budgets.{name}", limit, hint="Leave the key out for no limit.")
     for name, count in msgspec.to_builtins(profile.workload).items():
-        if name != "kv_type" and (name != "threads" or count):
+        if isinstance(count, int) and (name != "threads" or count):
             _positive(where, f"workload.{name}", count)
     work = profile.workload
     if work.prompt_tokens + work.decode_tokens > work.context_tokens:

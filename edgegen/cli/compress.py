@@ -73,7 +73,7 @@ def compress(
         from edgegen.sdk.stage_words import stages_of
         from edgegen.sdk.wishes import times_of
 
-        times = times_of(budget, arguments["techniques"], "quality")
+        times = times_of(budget, arguments["techniques"], "quality")  # what is preferred moves no stage
         chain = stages_of(searched=times.structures > 0, refined=times.refinement > 0, judged=gates is not None)
         if (code := _on_screens(Path(out), targets, chain)) is not None:
             raise typer.Exit(code)

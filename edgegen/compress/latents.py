@@ -4,8 +4,8 @@ A runtime computes with w = offset + step · level(code). Here each code follows
 nearest level counts, and its gradient passes as if nothing were rounded (straight-through, Bengio et al. 2013,
 arXiv:1308.3432). It begins on its level, half a step from any other: rounding with compensation has put many codes
 elsewhere than next to the original weight, and a parameter that began there would fall to another level by noise alone.
-Steps and offsets of a unit are multiplied by 1 + a parameter, vectors have one added to them. All
-are in units in which the same learning rate fits.
+Steps and offsets of a unit are multiplied by 1 + a parameter, vectors have one added to them. All are in units in which
+the same learning rate fits.
 
 What is learnt can be packed again in the same grids without any further rounding but of the scales to what their
 format holds.

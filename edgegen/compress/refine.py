@@ -13,7 +13,6 @@ folder does the same sums as one that was not.
 
 from __future__ import annotations
 
-import itertools
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -29,20 +28,19 @@ from safetensors.numpy import save_file
 from edgegen.common.codec import digest_record, load_json, save_json
 from edgegen.common.files import digest_file, disk_errors, filling, remove_tree
 from edgegen.compress.latents import LatentModel, learns
-from edgegen.modeling.source import REFINED_WEIGHTS, REFINEMENT, TensorSource
+from edgegen.modeling.source import TensorSource
 from edgegen.records.base import Record
 from edgegen.records.refinement import Refined, Refinement
-from edgegen.training.batches import Item, Order, collate
+from edgegen.training.batches import Item
 from edgegen.training.loop import Fitted, fit, heldout_loss, make_accelerator
 from edgegen.training.losses import in_parts
 from edgegen.training.options import Options
 from edgegen.training.teacher import LiveTeacher, divergence_loss
-from edgegen.training.timing import seconds_a_step
+from edgegen.training.timing import rows_at_once, seconds_a_batch
 
 Progress = Callable[[int, int], None]
 
-_LOGIT_VALUES = 40_000_000
-"""Most logits of a part of a batch (160 MB in float32)."""
+_RECORD, _WEIGHTS = "refinement.json", "weights.safetensors"
 _LOOKS = 16
 _RATE, _MOST_RATE = 0.2, 0.15
 _WORST = 1.25
@@ -112,7 +110,7 @@ def refine(
         DeviceError: the disk is full.
     """
     began = time.perf_counter()
-    source.use_refinement(None)
+    source.use_tuned({}, None)
     before = after = judge()
     work = out.with_name(out.name + "-work")
     learnt = {name: grid for name, grid in grids.items() if learns(grid)}
@@ -120,31 +118,39 @@ def refine(
     if items and heldout and learnt:
         run = _Run(model, original, source, grids, items, heldout, work, options, identity, kept)
         fitted = run.fit(progress)
-    if fitted:
-        with filling(out) as building:
-            save_file(dict(run.latents.packed()), building / REFINED_WEIGHTS)
-            save_json(building / REFINEMENT, Refined(1, _untold(before), learnt))
-        source.use_refinement(out)
-        after = judge()
-    better = after < before
-    found = Refinement(
-        steps=fitted.steps if fitted else 0,
-        tokens=fitted.tokens if fitted else 0,
-        seconds=max(time.perf_counter() - began, fitted.seconds if fitted else 0.0),
-        tensors=len(learnt) if fitted else 0,
-        kl_before=before,
-        kl_after=after if better else before,
-        kept=better,
-        digest=digest_file(out / REFINED_WEIGHTS) if better else "",
-    )
-    if better:
-        save_json(out / REFINEMENT, Refined(1, found, learnt))
-    else:
-        source.use_refinement(None)
-        with filling(out) as building:
-            save_json(building / REFINEMENT, Refined(1, found, {}))
+    with filling(out) as building:
+        weights = building / _WEIGHTS
+        if fitted:
+            save_file(dict(run.latents.packed()), weights)
+            source.use_tuned(learnt, weights)
+            after = judge()
+        better = after < before
+        found = Refinement(
+            steps=fitted.steps if fitted else 0,
+            tokens=fitted.tokens if fitted else 0,
+            seconds=max(time.perf_counter() - began, fitted.seconds if fitted else 0.0),
+            tensors=len(learnt) if fitted else 0,
+            kl_before=before,
+            kl_after=after if better else before,
+            kept=better,
+            digest=digest_file(weights) if better else "",
+        )
+        if not better:
+            weights.unlink(missing_ok=True)
+        save_json(building / _RECORD, Refined(1, found, learnt if better else {}))
+    use_refined(source, out)
     remove_tree(work)
     return found
+
+
+def read_refinement(folder: Path) -> Refinement:
+    """What `refine` found when it wrote a folder."""
+    return load_json(folder / _RECORD, Refined).refinement
+
+
+def use_refined(source: TensorSource, folder: Path) -> None:
+    """Let a source use what `refine` wrote to a folder, from there."""
+    source.use_tuned(load_json(folder / _RECORD, Refined).grids, folder / _WEIGHTS)
 
 
 def rate_for(predictions: float, parameters: int) -> float:
@@ -159,11 +165,6 @@ def rate_for(predictions: float, parameters: int) -> float:
         parameters: that learn.
     """
     return min(_MOST_RATE, _RATE * math.sqrt(predictions / parameters))
-
-
-def _untold(kl: float) -> Refinement:
-    """Until it is known what learning gave."""
-    return Refinement(steps=0, tokens=0, seconds=0.0, tensors=0, kl_before=kl, kl_after=kl, kept=False)
 
 
 class _Narrowed(torch.nn.Module):
@@ -201,8 +202,7 @@ class _Run:
         self.models = [model] if original is model else [model, original]
         self.identity = digest_record([identity, msgspec.to_builtins(options), dict(grids)])
         self.batch = min(options.batch, len(items))
-        entries = original.get_input_embeddings().weight.shape[0]
-        self.rows = max(1, _LOGIT_VALUES // (entries * max(len(i.ids) for i in (*items, *heldout))))
+        self.rows = rows_at_once((*items, *heldout), original.get_input_embeddings().weight.shape[0])
         teacher = LiveTeacher(original if kept is None else _Narrowed(original, kept), 1.0)
         self.loss = divergence_loss(teacher, kind="forward")
 
@@ -274,16 +274,9 @@ class _Run:
     def _steps(self) -> int:
         """Steps that fit what is left of the time, with the looks at held-out text."""
         began = time.perf_counter()
-        order = Order(self.items, rows=self.batch, seed=self.options.seed)
-        numbers = itertools.count()
-
-        def learn() -> None:
-            batch, weight = order.at(next(numbers))
-            for start in range(0, len(batch.items), self.rows):
-                part = collate(batch.items[start : start + self.rows], packed=False)
-                (self.loss(self.student, part.to(next(self.student.parameters()).device)) / weight).backward()
-
-        seconds = seconds_a_step(self.student, learn)
+        seconds = seconds_a_batch(
+            self.student, self.items, self.loss, batch=self.batch, rows=self.rows, seed=self.options.seed
+        )
         looked = time.perf_counter()
         heldout_loss(self.student, self.heldout, loss=in_parts(self.loss, self.rows))
         look = time.perf_counter() - looked

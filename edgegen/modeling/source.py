@@ -29,7 +29,6 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 
 from edgegen import grids
-from edgegen.common.codec import load_json
 from edgegen.grids import agreed
 from edgegen.modeling import compensation
 from edgegen.modeling.checkpoint import Checkpoint
@@ -38,16 +37,11 @@ from edgegen.modeling.hessians import Hessians
 from edgegen.modeling.load import stored_names
 from edgegen.modeling.summary import is_transposed
 from edgegen.records.model import ModelSummary, TensorInfo
-from edgegen.records.refinement import Refined
 
 _BLOCK_COLUMNS = 32
 _FFN_IN_BIAS = re.compile(r"\.(mlp\.(gate_proj|up_proj|c_fc|fc1)|intermediate\.dense|ffn\.lin1)(\.1)?\.bias$")
 _FIRST_FACTOR, _SECOND_FACTOR = ".0.weight", ".1.weight"
 """Ends of the names of a factorised matrix's two parts: (rank, inputs) and (outputs, rank)."""
-REFINEMENT = "refinement.json"
-"""In a folder of tuned tensors, a `Refined`."""
-REFINED_WEIGHTS = "weights.safetensors"
-"""Beside it: tensor name → (R, row bytes)."""
 CACHE_BYTES = 1_500_000_000
 _FACTORS_KEPT = 3
 """Factored Hessians in memory: those that the tensors rounded next may share."""
@@ -83,8 +77,8 @@ class TensorSource:
         self._original_shape = {t.name: (t.rows, t.columns) for t in summary.tensors}
         self._importance: dict[str, NDArray[np.float32]] = {}
         self._hessians: Hessians | None = None
-        self._refined: dict[str, str] = {}
-        self._refined_file: Path | None = None
+        self._tuned: dict[str, str] = {}
+        self._tuned_file: Path | None = None
         self._factors: collections.OrderedDict[str, compensation.Factored] = collections.OrderedDict()
         self._factoring = threading.Lock()
         self._cache: collections.OrderedDict[tuple[str, str, bool], NDArray[np.uint8]] = collections.OrderedDict()
@@ -105,10 +99,14 @@ class TensorSource:
             self._factors.clear()
             self._forget()
 
-    def use_refinement(self, folder: Path | None) -> None:
-        """Take tensors that were tuned in their grids from a folder that `compress.refine` wrote; None: none are."""
-        self._refined = {} if folder is None else load_json(folder / REFINEMENT, Refined).grids
-        self._refined_file = None if folder is None else folder / REFINED_WEIGHTS
+    def use_tuned(self, chosen: Mapping[str, str], file: Path | None) -> None:
+        """Take tensors that were tuned in their grids from a file instead of rounding them; None: none.
+
+        Args:
+            chosen: tensor name → grid, of those in the file.
+            file: in safetensors format: tensor name → (R, row bytes).
+        """
+        self._tuned, self._tuned_file = dict(chosen), file
 
     def _forget(self) -> None:
         self._cache.clear()
@@ -149,8 +147,8 @@ class TensorSource:
         Args:
             plain: without compensating errors, whether or not that would be possible.
         """
-        if not plain and self._refined_file is not None and self._refined.get(name) == grid:
-            with safe_open(self._refined_file, framework="numpy") as stored:
+        if not plain and self._tuned_file is not None and self._tuned.get(name) == grid:
+            with safe_open(self._tuned_file, framework="numpy") as stored:
                 return np.asarray(stored.get_tensor(name))
         compensated = not plain and self.compensates(name, grid)
         onto = self._rounding_grid(grid)
@@ -158,7 +156,7 @@ class TensorSource:
 
     def changed(self, chosen: Mapping[str, str]) -> dict[str, str]:
         """Those of the tensors with these grids that do not stay what they are in the checkpoint."""
-        return {name: grid for name, grid in chosen.items() if grid != "f32" or self._refined.get(name) == grid}
+        return {name: grid for name, grid in chosen.items() if grid != "f32" or self._tuned.get(name) == grid}
 
     def _rounding_grid(self, grid: str) -> str:
         """The grid that weights are rounded onto before they are packed in another."""

@@ -138,7 +138,7 @@ def _refined(run: Run, job: Job, plan: Plan, seconds: float) -> Plan:
         return plan
     run.stage(
         "refine",
-        [*weights_identity(job, plan), seconds],
+        [*weights_identity(job, plan, stages.read_kept(folder, plan)), seconds],
         (REFINED,),
         lambda tell: stages.refine(job, folder, plan, seconds=seconds, progress=tell),
     )

@@ -26,10 +26,10 @@ REFINED = "refined"
 _TITLES = {LOCAL_SEARCH: "exchanging grids by what that really does", REFINEMENT: "tuning rounded weights as a whole"}
 
 
-def weights_identity(job: Job, plan: Plan) -> list[object]:
-    """What decides the weights that a plan rounds, as plain values."""
+def weights_identity(job: Job, plan: Plan, kept: NDArray[np.int64] | None) -> list[object]:
+    """What decides how a plan's weights are tuned, beside the time, as plain values; `kept` as in `tuned`."""
     grids = [(choice.name, choice.grid, choice.compensated) for choice in plan.tensors]
-    return [job.identity, plan.structure_name, plan.vocabulary.size, grids]
+    return [job.identity, plan.structure_name, None if kept is None else kept.tolist(), grids]
 
 
 def tuned(
@@ -62,7 +62,7 @@ def tuned(
         lambda: distance_of(job, grids, scored, kept),
         out,
         RefineOptions(seconds=seconds),
-        identity=digest_record(weights_identity(job, plan)),
+        identity=digest_record(weights_identity(job, plan, kept)),
         kept=kept,
         progress=progress,
     )

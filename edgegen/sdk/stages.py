@@ -20,12 +20,12 @@ from numpy.typing import NDArray
 from edgegen.common.codec import load_json, save_json
 from edgegen.common.files import replacing
 from edgegen.compress.execute import compress_model
+from edgegen.compress.refine import read_refinement, use_refined
 from edgegen.errors import ConfigError
 from edgegen.modeling.encoder import plain_text
 from edgegen.modeling.load import open_tokenizer
 from edgegen.modeling.reference import save_reference
 from edgegen.modeling.sensitivity import Sensitivity, measure_sensitivity
-from edgegen.modeling.source import REFINEMENT as REFINEMENT_FILE
 from edgegen.modeling.text import render
 from edgegen.modeling.trimming import VocabularyOption
 from edgegen.modeling.vector_reference import save_vectors
@@ -34,7 +34,7 @@ from edgegen.records.artifact import Artifact
 from edgegen.records.measured import Measured
 from edgegen.records.plan import Infeasible, Plan
 from edgegen.records.profile import Budgets
-from edgegen.records.refinement import Refined, Refinement
+from edgegen.records.refinement import Refinement
 from edgegen.records.structure import Search
 from edgegen.sdk import streaming
 from edgegen.sdk.choosing import Contender, best_of, plan_of
@@ -246,7 +246,7 @@ def refine(job: Job, folder: Path, plan: Plan, *, seconds: float, progress: Prog
 
 def add_refinement(folder: Path, plan: Plan) -> Plan:
     """The plan with what tuning gave, as refined/ says; rewrites plan.json unless that says so already."""
-    found = load_json(folder / REFINED / REFINEMENT_FILE, Refined).refinement
+    found = read_refinement(folder / REFINED)
     if plan.refinement == found:
         return plan
     plan = with_refinement(plan, found)
@@ -334,7 +334,10 @@ def reference(job: Job, folder: Path, plan: Plan, *, progress: Progress | None =
 def _use_weights(job: Job, folder: Path, plan: Plan) -> None:
     """Round as the plan says, and take the weights that were tuned."""
     job.use_statistics(measured_folder(folder, plan.structure_name), compensated=_is_compensated(plan))
-    job.source.use_refinement(folder / REFINED if plan.refinement is not None else None)
+    if plan.refinement is None:
+        job.source.use_tuned({}, None)
+    else:
+        use_refined(job.source, folder / REFINED)
 
 
 def _is_compensated(plan: Plan) -> bool:

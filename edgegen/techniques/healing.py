@@ -10,7 +10,6 @@ folder, model and data does the same sums as one that was not.
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -50,17 +49,15 @@ from edgegen.techniques.healing_weights import (
     settled,
     zeros_of,
 )
-from edgegen.training.batches import Item, Order, collate
+from edgegen.training.batches import Item
 from edgegen.training.loop import Fitted, Progress, fit, heldout_loss, make_accelerator
 from edgegen.training.losses import Loss, in_parts
 from edgegen.training.options import Options
 from edgegen.training.teacher import LiveTeacher, divergence_loss
-from edgegen.training.timing import seconds_a_step
+from edgegen.training.timing import rows_at_once, seconds_a_batch, seconds_a_step
 
 __all__ = ["HealingOptions", "heal", "items_of", "zeros_of"]
 
-_LOGIT_VALUES = 40_000_000
-"""Most logits of a part of a batch (160 MB in float32)."""
 _LAYER_TOKENS = 100_000
 """Counted predictions that layers learn from where only a time is given."""
 _HELDOUT_TOKENS = 4096
@@ -167,8 +164,7 @@ class _Healing:
         """Whether the folder is this healing's."""
         self.mark = time.perf_counter()
         """Until when time is accounted for."""
-        vocab = model.get_input_embeddings().weight.shape[0]
-        self.rows = max(1, _LOGIT_VALUES // (vocab * max(len(i.ids) for i in (*self.items, *self.heldout))))
+        self.rows = rows_at_once((*self.items, *self.heldout), model.get_input_embeddings().weight.shape[0])
         teacher = LiveTeacher(original, 1.0)
         self.loss = divergence_loss(teacher, kind=options.loss, alpha=options.alpha)
         self.judge = in_parts(divergence_loss(teacher, kind="forward"), self.rows)
@@ -352,16 +348,9 @@ class _Healing:
         most = steps_of(self.items, max(1, options.tokens - state.blockwise_tokens), self.batch)
         if not options.seconds:
             return most
-        order = Order(self.items, rows=self.batch, seed=options.seed)
-        numbers = itertools.count()
-
-        def learn() -> None:
-            batch, weight = order.at(next(numbers))
-            for start in range(0, len(batch.items), self.rows):
-                part = collate(batch.items[start : start + self.rows], packed=False).to(self.device)
-                (self.loss(self.model, part) / weight).backward()
-
-        seconds = seconds_a_step(self.model, learn)
+        seconds = seconds_a_batch(
+            self.model, self.items, self.loss, batch=self.batch, rows=self.rows, seed=options.seed
+        )
         spent = state.spent + time.perf_counter() - self.mark + (options.looks + 1) * state.look_seconds
         found = max(0, int((options.seconds - spent) / seconds))
         return min(most, found) if options.tokens else found

@@ -10,10 +10,9 @@ import pytest
 import torch
 
 from edgegen.common.codec import load_json
-from edgegen.compress.refine import RefineOptions, rate_for, refine
+from edgegen.compress.refine import RefineOptions, rate_for, read_refinement, refine, use_refined
 from edgegen.modeling.forward import counted_log_probs, mean_kl
 from edgegen.modeling.simulate import rounded_model
-from edgegen.modeling.source import REFINED_WEIGHTS, REFINEMENT
 from edgegen.modeling.text import Window, windows_of
 from edgegen.records.refinement import Refined, Refinement
 from edgegen.training.batches import Item
@@ -56,7 +55,7 @@ def case(tmp_path: Path) -> Case:
 
 
 def weights_in(folder: Path) -> bytes:
-    return (folder / REFINED_WEIGHTS).read_bytes()
+    return (folder / "weights.safetensors").read_bytes()
 
 
 def test_it_comes_nearer_in_the_same_bytes(case: Case, tmp_path: Path) -> None:
@@ -67,7 +66,8 @@ def test_it_comes_nearer_in_the_same_bytes(case: Case, tmp_path: Path) -> None:
     assert found.steps == 40 and found.tensors == len(case.chosen) and found.seconds > 0
     assert found.tokens == pytest.approx(40 * 4 * np.mean([item.tokens for item in case.items]), rel=0.1)
     assert {name: source.packed(name, grid).shape for name, grid in case.chosen.items()} == sizes
-    assert load_json(tmp_path / "out" / REFINEMENT, Refined) == Refined(1, found, case.chosen)
+    assert read_refinement(tmp_path / "out") == found
+    assert load_json(tmp_path / "out" / "refinement.json", Refined) == Refined(1, found, case.chosen)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["model", "out"], "work in progress is gone"
 
 
@@ -79,9 +79,9 @@ def test_its_source_takes_the_tuned_weights_and_leaves_them(case: Case, tmp_path
     assert not np.array_equal(tuned, plain)
     assert np.array_equal(source.packed(name, "u2_32", plain=True), plain), "without compensation is without tuning"
     assert "u4_32" not in case.chosen.values() and source.packed(name, "u4_32").shape != tuned.shape
-    source.use_refinement(None)
+    source.use_tuned({}, None)
     assert np.array_equal(source.packed(name, "u2_32"), plain)
-    source.use_refinement(tmp_path / "out")
+    use_refined(source, tmp_path / "out")
     assert np.array_equal(source.packed(name, "u2_32"), tuned)
 
 
@@ -118,8 +118,8 @@ def test_what_is_no_better_is_not_kept(case: Case, tmp_path: Path) -> None:
     name, before = next(iter(case.chosen)), case.kl()
     found = case.refine(tmp_path / "out", judge=lambda: next(judged))
     assert not found.kept and (found.kl_before, found.kl_after, found.digest) == (0.1, 0.1, "")
-    assert [p.name for p in (tmp_path / "out").iterdir()] == [REFINEMENT]
-    case.opened.source.use_refinement(tmp_path / "out")
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["refinement.json"]
+    use_refined(case.opened.source, tmp_path / "out")
     assert case.kl() == before and case.opened.source.packed(name, "u2_32").any()
 
 
@@ -128,7 +128,7 @@ def test_too_little_time_or_text_changes_nothing(case: Case, tmp_path: Path) -> 
     case.items, case.heldout = [], []
     none = case.refine(tmp_path / "none")
     assert not short.kept and not none.kept and short.steps == none.steps == 0
-    assert [p.name for p in (tmp_path / "none").iterdir()] == [REFINEMENT]
+    assert [p.name for p in (tmp_path / "none").iterdir()] == ["refinement.json"]
 
 
 def test_tokens_that_are_trimmed_are_none_of_it(case: Case, tmp_path: Path) -> None:

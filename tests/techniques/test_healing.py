@@ -302,7 +302,8 @@ def test_seconds_become_steps_once(case: Case, tmp_path: Path, monkeypatch: pyte
             parameter.grad = None
         return 10.0
 
-    monkeypatch.setattr("edgegen.techniques.healing.seconds_a_step", timed)
+    for module in ("edgegen.techniques.healing", "edgegen.training.timing"):
+        monkeypatch.setattr(f"{module}.seconds_a_step", timed)
     options = msgspec.structs.replace(_OPTIONS, tokens=0, seconds=400.0)
     calls = 0
 
