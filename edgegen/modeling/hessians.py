@@ -94,7 +94,7 @@ def save_hessians(
     Raises:
         DeviceError: the disk is full.
     """
-    linear = [t for t in summary.tensors if t.quantizable and (t.layer >= 0 or t.role == "head")]
+    linear = [t for t in summary.tensors if t.quantizable and (t.layer >= 0 or t.role in ("head", "projection"))]
     shared = _shared(model, linear, windows[0])
     widths = {t.name: t.columns for t in linear}
     owners = sorted(set(shared.values()), key=lambda name: (widths[name], list(widths).index(name)))

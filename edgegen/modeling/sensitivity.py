@@ -119,7 +119,8 @@ def measure_sensitivity(
             prices[name] = found
             step()
     for tensor in tables:
-        prices[tensor.name] = _measure_table(model, source, distance, tensor, fits[tensor.name])
+        seconds = _TABLE_SECONDS if tensor.role in ("embedding", "head") else 0.0
+        prices[tensor.name] = _measure_table(model, source, distance, tensor, fits[tensor.name], seconds)
         step()
     activation = {g.name: g.activation for g in target.grids}
     factors = {}
@@ -194,8 +195,13 @@ def _measure_table(
     distance: Callable[[], float],
     tensor: TensorInfo,
     grids: tuple[str, ...],
+    seconds: float,
 ) -> dict[str, float]:
-    """KL of an embedding's or head's grids, coarse to fine order not assumed."""
+    """KL of the grids of a tensor outside the blocks, coarse to fine order not assumed.
+
+    Args:
+        seconds: after which the grids that are left are interpolated, three at least being measured.
+    """
     original = source.matrix(tensor.name)
     norm = float(np.square(original).mean()) or 1.0
     errors = {g: float(np.square(source.rounded(tensor.name, g) - original).mean()) / norm for g in grids}
@@ -204,7 +210,7 @@ def _measure_table(
     measured: dict[str, float] = {}
     started = time.monotonic()
     for grid in dict.fromkeys(order):
-        if len(measured) >= 3 and time.monotonic() - started > _TABLE_SECONDS:
+        if len(measured) >= 3 and time.monotonic() - started > seconds:
             break
         with rounded_model(model, source, {tensor.name: grid}, {}):
             measured[grid] = distance()

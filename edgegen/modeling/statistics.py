@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from edgegen.modeling.forward import padded_ids
 from edgegen.modeling.structure import users_of
 from edgegen.modeling.text import Window, batches
+from edgegen.modeling.thin_tables import last_product
 from edgegen.records.model import ModelSummary
 
 SAMPLE_BYTES = 800_000_000
@@ -99,7 +100,7 @@ def collect_statistics(
         squares["head"] = squares.get("head", 0) + x.square().sum(0)
 
     hooks = [modules[name][use].register_forward_hook(watch(name, use)) for name, use in uses]
-    hooks.append(model.get_output_embeddings().register_forward_hook(head_hook))
+    hooks.append(last_product(model.get_output_embeddings()).register_forward_hook(head_hook))
     # Gradients flow from here on without any weight needing one.
     hooks.append(model.get_input_embeddings().register_forward_hook(lambda m, i, output: output.requires_grad_()))
     done = 0

@@ -18,6 +18,7 @@ import torch
 from edgegen.common.codec import load_json, save_json
 from edgegen.common.files import filling
 from edgegen.errors import ConfigError
+from edgegen.modeling.thin_tables import reshape_tables
 from edgegen.records.structure import Structure
 
 STRUCTURE_FILE = "structure.json"
@@ -53,14 +54,17 @@ def is_factorised(module: Any) -> bool:
 
 
 def reshape_layers(model: Any, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Give every linear layer the shape, the two factors or the factors beside it that its tensors have.
+    """Give every linear layer the shape, the two factors or the factors beside it that its tensors have; embedding and
+    head too.
 
     Args:
         shapes: parameter name → (outputs, inputs).
     """
+    head = model.get_output_embeddings()
     for name, module in list(model.named_modules()):
-        if isinstance(module, torch.nn.Linear) or type(module).__name__ == "Conv1D":
+        if module is not head and (isinstance(module, torch.nn.Linear) or type(module).__name__ == "Conv1D"):
             _reshape(model, name, module, shapes)
+    reshape_tables(model, shapes)
 
 
 def _reshape(model: Any, name: str, module: Any, shapes: Mapping[str, tuple[int, ...]]) -> None:

@@ -22,7 +22,8 @@ _PART = r"((\.residual)?\.[01])?"
 _ROLES: tuple[tuple[str, Role], ...] = (
     (r"(embed_tokens|wte|word_embeddings)\.weight$", "embedding"),
     (r"(wpe|position_embeddings|token_type_embeddings)\.weight$", "position"),
-    (r"lm_head\.weight$", "head"),
+    (r"(embed_tokens|wte)\.up\.weight$|lm_head\.0\.weight$", "projection"),
+    (r"lm_head(\.1)?\.weight$", "head"),
     (rf"(q_proj|k_proj|v_proj|qkv_proj|c_attn|self\.(query|key|value)|[qkv]_lin){_PART}\.weight$", "attention_in"),
     (rf"(o_proj|self_attn\.dense|attn\.c_proj|attention\.output\.dense|out_lin){_PART}\.weight$", "attention_out"),
     (rf"(gate_proj|up_proj|gate_up_proj|c_fc|fc1|intermediate\.dense|ffn\.lin1){_PART}\.weight$", "ffn_in"),

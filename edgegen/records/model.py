@@ -6,10 +6,13 @@ from typing import Literal
 
 from edgegen.records.base import Record
 
-Role = Literal["embedding", "head", "attention_in", "attention_out", "ffn_in", "ffn_out", "position", "vector"]
+Role = Literal[
+    "embedding", "head", "projection", "attention_in", "attention_out", "ffn_in", "ffn_out", "position", "vector"
+]
 """What a tensor does. `attention_in` reads the block's input (q, k, v or all fused), `attention_out` writes the
-block's output; `ffn_in` is gate, up or both fused, `ffn_out` is down. `position` is a learned table of positions or
-segments; `vector` is any bias or norm."""
+block's output; `ffn_in` is gate, up or both fused, `ffn_out` is down. `projection` stands between the
+model's width and a table with shorter rows; `position` is a learned table of positions or segments; `vector` is any
+bias or norm."""
 
 Task = Literal["causal", "encoder"]
 """What a model is for: `causal` continues text, `encoder` turns a text into one vector."""

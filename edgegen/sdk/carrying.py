@@ -1,7 +1,8 @@
 """A changed model's planning problem before anything of it is measured: the original's prices carried over.
 
-A tensor that was narrowed costs in proportion to its weights; a factor of a tensor takes the price of the whole;
-a block that moved keeps its own. Grids that the original's rows do not fit are priced between their neighbours in bits.
+A tensor that was narrowed costs in proportion to its weights, and so does a factor of one; the product beside a table
+with short rows costs what the table did, for it is in every word; a block that moved keeps its own price. Grids that
+the original's rows do not fit are priced between their neighbours in bits.
 """
 
 from __future__ import annotations
@@ -54,8 +55,10 @@ def _carried(
     options = {}
     for tensor in summary.tensors:
         source = known.get(original_name(tensor.name, kept))
+        if source is None and tensor.role == "projection":  # of a head that is the embedding's table
+            source = next(t for t in case.summary.tensors if t.role == "embedding")
         prices = {} if source is None else {o.grid: o.kl for o in case.options[source.name]}
-        share = 0.0 if source is None else tensor.weights / source.weights
+        share = 0.0 if source is None else 1.0 if tensor.role == "projection" else tensor.weights / source.weights
         options[tensor.name] = tuple(
             Option(
                 grid=grid,
@@ -73,7 +76,7 @@ def original_name(name: str, kept: Sequence[int]) -> str:
     Args:
         kept: the original's number of each block.
     """
-    name = re.sub(r"\.(?:0|1|residual\.[01])\.weight$", ".weight", name)
+    name = re.sub(r"\.(?:0|1|up|residual\.[01])\.weight$", ".weight", name)
     found = re.search(r"\.(?:layers|h|layer)\.(\d+)\.", name)
     if not found:
         return name

@@ -3,11 +3,34 @@
 from __future__ import annotations
 
 from edgegen.errors import ConfigError
-from edgegen.techniques import depth, heads, kv_heads, layer_width, low_rank, sharing, sparsity, tying, width
+from edgegen.techniques import (
+    depth,
+    factorized_embedding,
+    heads,
+    kv_heads,
+    layer_width,
+    low_rank,
+    sharing,
+    sparsity,
+    tying,
+    width,
+)
 from edgegen.techniques.technique import Technique
 
 _TECHNIQUES: dict[str, Technique] = {
-    module.NAME: module for module in (tying, depth, width, layer_width, heads, kv_heads, low_rank, sharing, sparsity)
+    module.NAME: module
+    for module in (
+        tying,
+        factorized_embedding,
+        depth,
+        width,
+        layer_width,
+        heads,
+        kv_heads,
+        low_rank,
+        sharing,
+        sparsity,
+    )
 }
 
 

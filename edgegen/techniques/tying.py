@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from edgegen.modeling.pooling import ENCODER_FAMILIES
+from edgegen.modeling.thin_tables import has_thin_table
 from edgegen.records.structure import Change
 from edgegen.records.target import Target
 from edgegen.techniques.calibration import Calibration
@@ -39,6 +40,8 @@ def obstacle(config: Any, target: Target) -> str:
 
 def propose(calibration: Calibration, target: Target) -> list[Change]:
     """At most one change: the table that serves both best, if one does; see `technique.Technique`."""
+    if has_thin_table(calibration.model):
+        return []
     found = []
     for table in TABLES:
         change = Change(technique=NAME, values={table: ()}, words=f"one table for embedding and head: {_WORDS[table]}")

@@ -35,6 +35,7 @@ from transformers.cache_utils import Cache
 from transformers.pytorch_utils import Conv1D
 
 from edgegen.errors import UnsupportedError
+from edgegen.modeling.thin_tables import ThinTable
 
 ATTENTION = "edgegen_litert"
 
@@ -133,12 +134,17 @@ def prepare(model: Any) -> Any:
     for module in model.modules():
         if isinstance(module, torch.nn.LayerNorm):
             keep_apart(module)
+        elif isinstance(module, ThinTable) and module.scale != 1:
+            keep_apart(module.up)
     return model
 
 
 def keep_apart(module: Any) -> None:
     """Cut a layer's output off where no number reaches: a factor right before or behind a product (a norm's, a
-    logit cap's) would be multiplied into the product's weights by the converter. The module is changed."""
+    logit cap's, an embedding's) would be multiplied into the product's weights by the converter.
+
+    The module is changed.
+    """
     module.register_forward_hook(lambda module, inputs, output: output.clamp(min=_LOWEST))
 
 

@@ -41,6 +41,7 @@ from edgegen.errors import UnsupportedError
 from edgegen.export.onnx.families import BUILDERS, rotary_caches, windows
 from edgegen.export.onnx.weights import Matrix, Part, Weights, stacked
 from edgegen.modeling.structure import Relaxed, is_factorised
+from edgegen.modeling.thin_tables import ThinTable
 from edgegen.runtime.onnx import LOGITS_FROM
 
 ACCURACY_LEVEL = 4
@@ -247,7 +248,13 @@ class _Packed:
         return basename
 
     def make_embedding_lookup(self, embedding: Any, basename: str, lm_head: Any) -> str:
-        """Rows of the table by their packed form; a tied head uses the same initializers."""
+        """Rows of the table by their packed form, as wide as the model; a tied head uses the same initializers."""
+        table, rows = self.source.get_input_embeddings(), self._rows_of_table(basename)
+        if not isinstance(table, ThinTable):
+            return rows
+        return f"{self.make_matmul(table.up, f'{basename}/up', rows)}/output_0"
+
+    def _rows_of_table(self, basename: str) -> str:
         this: Any = self
         matrix, ids = self.rows.matrix(self._table), this.input_names["input_ids"]
         found = f"{basename}/output_0"

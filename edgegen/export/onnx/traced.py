@@ -19,6 +19,7 @@ from edgegen.export.onnx.families import windows
 from edgegen.export.onnx.settings import head_size, kv_heads
 from edgegen.export.onnx.weights import Matrix, Part, Weights
 from edgegen.modeling.structure import Relaxed, is_factorised
+from edgegen.modeling.thin_tables import ThinTable, scale_of
 from edgegen.runtime.onnx import LOGITS_FROM
 
 OPSET = 22
@@ -136,12 +137,14 @@ class _Sum(torch.nn.Module):
 class _Table(_Layer):
     """A table of which rows are looked up, and multiplied where the model's own table does so."""
 
-    def __init__(self, matrix: Matrix, scale: float) -> None:
+    def __init__(self, matrix: Matrix, scale: float, up: Any = None) -> None:
         super().__init__(matrix)
-        self.scale = scale
+        self.scale, self.up = scale, up
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         found = self._rows(ids)
+        if self.up is not None:
+            found = self.up(found)
         return found if self.scale == 1 else found * self.scale
 
     def _rows(self, ids: torch.Tensor) -> torch.Tensor:
@@ -277,13 +280,13 @@ def exchange_layers(model: Any, weights: Weights) -> None:
 
     def is_part(name: str) -> bool:
         parent = model.get_submodule(name.rpartition(".")[0])
-        return is_factorised(parent) or isinstance(parent, Relaxed)
+        return is_factorised(parent) or isinstance(parent, Relaxed | ThinTable)
 
     for name, module in list(model.named_modules()):
         kind = type(module).__name__
         if isinstance(module, torch.nn.Embedding):
-            scale = float(getattr(module, "embed_scale", 1.0))  # Gemma's
-            made[id(module)] = (name, _Table(weights.matrix(module.weight), scale))
+            up = product(module.up) if isinstance(module, ThinTable) else None
+            made[id(module)] = (name, _Table(weights.matrix(module.weight), scale_of(module), up))
         elif kind in _TANH_GELUS:
             made[id(module)] = (name, _TanhGelu())
         elif (is_factorised(module) or kind in ("Linear", "Relaxed", "Conv1D")) and not is_part(name):
