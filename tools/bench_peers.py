@@ -39,6 +39,7 @@ from peers.subject import Subject, tell
 from peers.tables import tables
 
 from edgegen.common.codec import encode_json
+from edgegen.common.units import parse_seconds
 from edgegen.errors import EdgegenError
 from edgegen.prepare.split import content_of, prepare_data
 
@@ -72,6 +73,8 @@ def main() -> int:
     parser.add_argument("--times", default="", help="what edgegen has for tuning: like 10m, nothing, or both by comma")
     given = parser.parse_args()
     out = Path(given.out)
+    for time in filter(None, given.times.split(",")):
+        parse_seconds(time, what="--times")
     rows = check_overlap(given.data)
     points: list[Point] = []
     for model in map(Path, given.models):

@@ -56,17 +56,18 @@ def main() -> int:
     parser.add_argument("--shares", default="40,30,20", help="percent of the 16-bit bytes")
     parser.add_argument("--budget", default="5m", help="time for each of the last three; empty: without them")
     given = parser.parse_args()
+    seconds = parse_seconds(given.budget, what="--budget") if given.budget else 0.0
     rows: list[dict[str, Any]] = []
     for model in given.models:
-        rows += bench(Path(model), given)
+        rows += bench(Path(model), given, seconds)
     place = Path(given.out) / "planning.json"
     place.write_text(json.dumps(rows, indent=2) + "\n")
     sys.stdout.write("\n".join(table(rows)) + f"\n\nwritten {place}\n")
     return 0
 
 
-def bench(model: Path, given: argparse.Namespace) -> list[dict[str, Any]]:
-    """All rows of one model."""
+def bench(model: Path, given: argparse.Namespace, seconds: float) -> list[dict[str, Any]]:
+    """All rows of one model; the last three with some seconds each, if any."""
     out = Path(given.out) / f"{model.name}-{given.target}-planning"
     wishes: dict[str, Any] = {"profile": PROFILE, "data": given.data, "target": given.target, "vocab": "keep"}
     whole = pipeline.plan(str(model), out=out / "whole", max_kl=1.0, **wishes)
@@ -82,8 +83,8 @@ def bench(model: Path, given: argparse.Namespace) -> list[dict[str, Any]]:
             continue
         sums = _sums(model, given, made, limit)
         row: dict[str, Any] = {"model": model.name, "share": share, "limit": limit, **sums, "whole": _artifact(made)}
-        for name, names in TIMED.items() if given.budget else ():
-            more: dict[str, Any] = {"budget": parse_seconds(given.budget, what="--budget"), "techniques": names}
+        for name, names in TIMED.items() if seconds else ():
+            more: dict[str, Any] = {"budget": seconds, "techniques": names}
             row[name] = _artifact(pipeline.compress(str(model), out=out / name, max_bytes=limit, **more, **wishes))
         rows.append(row)
     return rows
