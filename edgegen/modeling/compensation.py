@@ -21,6 +21,8 @@ R rows, C columns.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import msgspec
 import numpy as np
 import torch
@@ -36,6 +38,8 @@ DAMPING = 0.01
 _SWEEPS = 3
 _TOGETHER = 32
 """Columns whose errors are spread over the rest of the row in one product."""
+_MANY = 0.2
+"""Share of rows from which on it is quicker to treat all of them alike."""
 _CHUNK_VALUES = 4_000_000
 """Weights rounded at once: bounds the working memory to some 200 MB."""
 
@@ -92,8 +96,27 @@ def pack_compensated(weights: Floats, grid: str, factors: Factored) -> Bytes:
     return packed
 
 
+class _Columns(NamedTuple):
+    """Views of a matrix's columns, (C, R)."""
+
+    rounded: NDArray[np.float64]
+    indices: NDArray[np.float64]
+
+
+class _Scales(NamedTuple):
+    """Views of the groups' scales, (groups, R)."""
+
+    steps: NDArray[np.float64]
+    inverses: NDArray[np.float64]
+    offsets: NDArray[np.float64]
+
+
 class _Rows:
-    """Some rows on their way onto a grid; columns come first in all matrices, so that each is contiguous."""
+    """Some rows on their way onto a grid; columns come first in all matrices, so that each is contiguous.
+
+    A column is small, and calling is most of its cost: what is done column by column is done in numpy, on the memory of
+    the torch tensors that whole blocks of columns are multiplied in.
+    """
 
     def __init__(self, weights: Floats, grid: str, factors: Factored) -> None:
         self._grid = grid
@@ -103,15 +126,18 @@ class _Rows:
         self._original = torch.from_numpy(np.ascontiguousarray(weights.T)).double()
         self._rounded = torch.empty_like(self._original)
         self._indices = torch.empty_like(self._original)  # codes less the first; small whole numbers
+        self._columns_of = _Columns(self._rounded.numpy(), self._indices.numpy())
+        self._level_row = np.empty(self._rows)
         self._unit = self._levels.unit or self._columns
         self._width = self._levels.width or self._columns
         groups = -(-self._columns // self._width)
         self._steps = torch.empty((groups, self._rows), dtype=torch.float64)
         self._inverses = torch.empty_like(self._steps)
         self._offsets = torch.empty_like(self._steps)
+        self._scales_of = _Scales(self._steps.numpy(), self._inverses.numpy(), self._offsets.numpy())
         self._values = torch.from_numpy(self._levels.values)
         self._lowest, self._highest = float(self._values[0]), float(self._values[-1])
-        self._middles = (self._values[1:] + self._values[:-1]) / 2
+        self._middles = (self._levels.values[1:] + self._levels.values[:-1]) / 2
         self._parts: list[Bytes] = []
 
     def pack(self) -> Bytes:
@@ -124,36 +150,45 @@ class _Rows:
 
     def _spread(self) -> None:
         """Left to right, with steps chosen on the way."""
-        upper = self._factors.upper
-        work = self._original.clone()
+        upper, work = self._factors.upper, self._original.clone()
+        spread, rows, rounded = upper.numpy(), work.numpy(), self._columns_of.rounded
         for start in range(0, self._columns, _TOGETHER):
             end = min(start + _TOGETHER, self._columns)
-            errors = torch.empty((end - start, self._rows), dtype=torch.float64)
+            errors = np.empty((end - start, self._rows))
             for column in range(start, end):
                 if column % self._unit == 0:
                     self._choose_steps(work, column)
-                self._round(column, work[column])
-                error = (work[column] - self._rounded[column]) / upper[column, column]
-                errors[column - start] = error
-                work[column + 1 : end].addr_(upper[column, column + 1 : end], error, alpha=-1)
-            work[end:].addmm_(upper[start:end, end:].T, errors, alpha=-1)
+                self._round(column, rows[column])
+                error = errors[column - start]
+                np.subtract(rows[column], rounded[column], out=error)
+                error /= spread[column, column]
+                rows[column + 1 : end] -= spread[column, column + 1 : end, None] * error
+            work[end:].addmm_(upper[start:end, end:].T, torch.from_numpy(errors), alpha=-1)
 
     def _sweep(self) -> None:
         """Move each unit's steps, then each code, to what is best with all else as it is."""
         hessian = self._factors.hessian
         pull = hessian @ (self._original - self._rounded)
+        costs, pulls, rounded = hessian.numpy(), pull.numpy(), self._columns_of.rounded
+        wanted, step = np.empty(self._rows), np.empty(self._rows)
         for start in range(0, self._columns, _TOGETHER):
             end = min(start + _TOGETHER, self._columns)
             for column in range(start, end):
                 if column % self._unit == 0:
                     self._refit_steps(pull, column)
-            before = self._rounded[start:end].clone()
-            local = pull[start:end]
+            before, local = rounded[start:end].copy(), pulls[start:end]
             for column in range(start, end):
                 old = before[column - start]
-                self._round(column, old + local[column - start] / hessian[column, column])
-                local.addr_(hessian[column, start:end], self._rounded[column] - old, alpha=-1)
-            moved = self._rounded[start:end] - before
+                np.divide(local[column - start], costs[column, column], out=wanted)
+                wanted += old
+                self._round(column, wanted)
+                np.subtract(rounded[column], old, out=step)
+                moving = step.nonzero()[0]
+                if len(moving) > _MANY * self._rows:
+                    local -= costs[column, start:end, None] * step
+                elif len(moving):
+                    local[:, moving] -= costs[column, start:end, None] * step[moving]
+            moved = torch.from_numpy(rounded[start:end] - before)
             pull[:start].addmm_(hessian[:start, start:end], moved, alpha=-1)
             pull[end:].addmm_(hessian[end:, start:end], moved, alpha=-1)
 
@@ -212,16 +247,21 @@ class _Rows:
         here = self._steps[first:last]
         self._inverses[first:last] = torch.where(here == 0, torch.zeros_like(here), 1 / here)
 
-    def _round(self, column: int, wanted: torch.Tensor) -> None:
+    def _round(self, column: int, wanted: NDArray[np.float64]) -> None:
         """Put (R,) values of a column on their nearest levels."""
         group = column // self._width
-        step, offset = self._steps[group], self._offsets[group]
-        level = (wanted - offset).mul_(self._inverses[group])
+        scales, level = self._scales_of, self._level_row
+        np.subtract(wanted, scales.offsets[group], out=level)
+        level *= scales.inverses[group]
         if self._levels.even:
-            level.round_().clamp_(self._lowest, self._highest)
-            torch.sub(level, self._lowest, out=self._indices[column])
+            np.rint(level, out=level)
+            np.maximum(level, self._lowest, out=level)
+            np.minimum(level, self._highest, out=level)
+            np.subtract(level, self._lowest, out=self._columns_of.indices[column])
         else:
-            index = torch.bucketize(level, self._middles)
-            self._indices[column] = index
-            level = self._values[index]
-        torch.addcmul(offset, level, step, out=self._rounded[column])
+            index = self._middles.searchsorted(level)
+            self._columns_of.indices[column] = index
+            level = self._levels.values[index]
+        rounded = self._columns_of.rounded[column]
+        np.multiply(level, scales.steps[group], out=rounded)
+        rounded += scales.offsets[group]
