@@ -85,3 +85,5 @@ class Search(Record, frozen=True):
     """Techniques that the time did not reach."""
     more: str = ""
     """What more time would buy."""
+    unspent_s: float = 0.0
+    """Of the budget: nothing was left that could be expected to be better, and tuning gets it."""

@@ -4,8 +4,9 @@ Each technique proposes changes; each is carried out and its KL measured. What a
 fewer weights leave more bits for each. So a changed model is *planned* as the original is, with the original's prices
 for its tensors and its own KL as the floor, and what planning optimises is its estimate.
 
-Rankings flip after healing, so the best of each technique are healed and halved by what they are estimated at then. The
-best one is combined with other techniques while time is left. The finalists are measured and planned like the original
+Rankings flip after healing, so the best of each technique are healed and halved by what they are estimated at then; not
+those that would be worse than no change even with the KL that healing leaves at best. The best one is combined with
+other techniques while time is left. The finalists are measured and planned like the original
 (see `stages.make_plan`), and the best measured plan is taken: never one worse than without a change.
 """
 
@@ -48,7 +49,7 @@ from edgegen.techniques.technique import Technique
 Progress = Callable[[int, int], None]
 
 _HEALED_SHARE = 0.3
-"""Of a change's KL that is expected to be left after healing, to choose what is worth healing."""
+"""Of a change's KL that healing leaves at best, to choose what is worth healing."""
 _HEALING_SHARE, _COMBINING_SHARE = 0.5, 0.3
 """Of the time budget: for healing the single changes, for combining the best of them."""
 _LEAST_TOKENS = 2000
@@ -140,6 +141,7 @@ class StructureSearch:
             titles={t.NAME: t.TITLE for t in asked},
             late=late,
             more=self._more(tried, healed),
+            unspent_s=self._left(),
         )
         save_json(self._folder.with_suffix(".json"), search)
         return search
@@ -227,9 +229,8 @@ class StructureSearch:
     def _heal_best(self, tried: Sequence[Candidate]) -> list[Candidate]:
         """The most promising ones, healed and halved: the best first."""
         hopes = {c.name: self._estimate(c, _HEALED_SHARE) for c in tried if c.model is not None}
-        promising = sorted(
-            (c for c in tried if math.isfinite(hopes.get(c.name, math.inf))), key=lambda c: hopes[c.name]
-        )
+        limit = math.inf if self._own is None else self._own
+        promising = sorted((c for c in tried if hopes.get(c.name, math.inf) < limit), key=lambda c: hopes[c.name])
         first = list({c.changes[-1].technique: c for c in reversed(promising)}.values())  # the best of each technique
         rest = [c for c in promising if c not in first]
         number = 2 if self._seconds < 300 else 4 if self._seconds < 3600 else 6
@@ -326,7 +327,8 @@ class StructureSearch:
             f"{format_seconds(self._seconds)}"
         )
         if not falling:
-            return words + ". More time looks at more of them, and heals."
+            hopes = "More time looks at more of them, and heals." if healed else "None can be expected to be better."
+            return f"{words}. {hopes}"
         best = min(falling, key=lambda c: c.kl / c.made_kl)
         return (
             f"{words}; healing took the KL of {best.name} from {best.made_kl:.3g} to {best.kl:.3g} with "

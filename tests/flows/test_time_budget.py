@@ -11,6 +11,7 @@ import edgegen
 from edgegen.common.codec import load_json
 from edgegen.records.compressed import Compressed
 from edgegen.records.plan import Plan
+from edgegen.records.structure import Search
 from tests.flows.command import make_calm, run_cli
 from tests.tiny_models import sample_texts
 
@@ -59,6 +60,26 @@ def test_the_tuned_weights_ship(target: str, model: Path, data: Path, tmp_path: 
         == made
     )
     assert {state for _, state in events} == {"skipped"}
+
+
+@pytest.mark.slow
+def test_time_that_structures_have_no_use_for_goes_to_tuning(model: Path, data: Path, tmp_path: Path) -> None:
+    """Half of a two-block model is not to be had at this quality, so it is not healed either."""
+    wishes = {"profile": PROFILE, "data": str(data), "target": "gguf", "vocab": "keep"}
+    size = edgegen.plan(str(model), out=tmp_path / "sized", max_kl=0.02, prefer="size", **wishes).prediction.bytes
+    asked = {**wishes, "max_bytes": int(1.02 * size), "budget": 40, "techniques": ("depth", "refinement")}
+    made = edgegen.compress(str(model), out=tmp_path / "out", **asked)
+    search = load_json(tmp_path / "out" / "structures.json", Search)
+    assert search.tried and not any(tried.healed_tokens or tried.finalist for tried in search.tried)
+    assert "None can be expected to be better" in search.more
+    assert search.unspent_s > 5
+    assert made.plan.refinement is not None and made.plan.refinement.steps > 0
+    assert not {one.technique: one for one in made.plan.considered}["depth"].taken
+    states: set[str] = set()
+    again = edgegen.compress(
+        str(model), out=tmp_path / "out", notify=lambda stage, state, *_: states.add(state), **asked
+    )
+    assert again == made and states == {"skipped"}
 
 
 @pytest.mark.slow
