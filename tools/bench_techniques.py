@@ -1,6 +1,7 @@
 """Quantization alone, each other technique alone, and all of them chosen together, at the same bytes.
 
-    python tools/bench_techniques.py MODEL... --data FILE [--target onnx] [--shares 50,35,25] [--budget 3m]
+    python tools/bench_techniques.py MODEL... --data FILE [--target onnx] [--shares 50,35,25] [--singles 90,50]
+        [--only depth,width] [--budget 3m]
 
 For each model and each share of its 16-bit bytes:
 
@@ -22,6 +23,7 @@ import argparse
 import json
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +34,8 @@ from edgegen.records.plan import Plan
 from edgegen.records.structure import Search, Tried
 from edgegen.sdk import pipeline
 from edgegen.sdk.wishes import LOCAL_SEARCH, REFINEMENT
-from edgegen.techniques.registry import techniques
+from edgegen.techniques.registry import technique_named, techniques
+from edgegen.techniques.technique import Technique
 
 PROFILE = "laptop-x86-16gb"
 
@@ -47,15 +50,17 @@ def main() -> int:
     parser.add_argument("--shares", default="50,35,25", help="percent of the 16-bit bytes")
     parser.add_argument("--budget", default="3m", help="time for structures and healing, each run")
     parser.add_argument("--singles", default="90,50", help="shares at which techniques are tried alone")
+    parser.add_argument("--only", default=",".join(t.NAME for t in techniques()), help="techniques tried alone")
     given = parser.parse_args()
-    found = [bench(Path(model), given) for model in given.models]
+    alone = [technique_named(name) for name in given.only.split(",")]
+    found = [bench(Path(model), given, alone) for model in given.models]
     place = Path(given.out) / "techniques.json"
     place.write_text(json.dumps(found, indent=2) + "\n")
     sys.stdout.write("\n\n".join("\n".join(table(result)) for result in found) + f"\n\nwritten {place}\n")
     return 0
 
 
-def bench(model: Path, given: argparse.Namespace) -> dict[str, Any]:
+def bench(model: Path, given: argparse.Namespace, alone: Sequence[Technique]) -> dict[str, Any]:
     """All rows of one model."""
     out = Path(given.out) / f"{model.name}-{given.target}"
     seconds = parse_seconds(given.budget, what="--budget")
@@ -80,7 +85,7 @@ def bench(model: Path, given: argparse.Namespace) -> dict[str, Any]:
         add("tuned", share, budget=seconds, techniques=(LOCAL_SEARCH, REFINEMENT))
         add("together", share, budget=seconds)
     for share in (float(share) for share in given.singles.split(",") if share):
-        for technique in techniques():
+        for technique in alone:
             add(technique.NAME, share, budget=seconds, techniques=(technique.NAME,), grids=("f16", "f32"))
     return {"model": model.name, "target": given.target, "bytes_16_bits": whole, "rows": rows}
 
