@@ -22,14 +22,14 @@ pytestmark = pytest.mark.slow
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_families(family: str, tmp_path: Path) -> None:
-    """Strict: the same numbers; as shipped: int8 activations apart. The size is close to what was expected."""
+    """Strict: the same numbers; as shipped: int8 activations apart. The size is what was expected, or a little less."""
     compressed = pack_uniform(make_tiny(family, tmp_path / "hf"), tmp_path / "c", "i8_row")
     artifact = check_strict(compressed, tmp_path, target="litert")
     assert mean_kl(torch_logits(compressed, IDS), score(tmp_path / "a")) < 5e-3
     exporter, record = LiteRtExporter(), load_json(compressed / "compressed.json", Compressed)
     weights = sum(exporter.tensor_bytes(t.grid, t.rows, t.columns) for t in record.tensors)
     expected = weights + exporter.overhead_bytes(read_config(compressed), compressed, record.tensors, SETTINGS)
-    assert abs(artifact.model_bytes - expected) < 25_000
+    assert 0 <= expected - artifact.model_bytes < 2_500
 
 
 def test_odd_sizes(tmp_path: Path) -> None:
