@@ -18,6 +18,7 @@ from typing import Any
 
 import psutil
 import torch
+from huggingface_hub.errors import StrictDataclassError
 
 from edgegen.common.codec import digest_record
 from edgegen.common.files import digest_file
@@ -39,6 +40,8 @@ _CARD_FILES = ("README.md", "LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 _FP32_PARAMETERS = 1_500_000_000
 """Above this many, calibration runs in bfloat16, so that the model is never held at four bytes a weight."""
+_REFUSALS = (ValueError, KeyError, TypeError, AttributeError, StrictDataclassError)
+"""What transformers raises of a configuration that it does not know, or whose sizes do not go together."""
 
 
 def find_model(source: str, *, revision: str = "") -> ModelRef:
@@ -142,7 +145,7 @@ def config_object(config: dict[str, Any]) -> Any:
     with quiet_transformers():
         try:
             return AutoConfig.for_model(**config)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except _REFUSALS as error:
             raise UnsupportedError(f"transformers cannot read this configuration: {_first_line(error)}") from error
 
 
@@ -176,7 +179,7 @@ def empty_model(ref: ModelRef) -> Any:
             with torch.device("meta"):
                 model = without_pooler(model_class(config.model_type).from_config(config))
                 return model if structure is None else restructure(model, structure, Checkpoint(Path(ref.path)).shapes)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except _REFUSALS as error:
             kind = read_config(ref)["model_type"]
             raise UnsupportedError(
                 f"{ref.source}: {kind!r} is no language model that transformers can build: {_first_line(error)}"
@@ -377,5 +380,7 @@ def _name_of(model: Any, module: Any) -> str:
 
 
 def _first_line(error: BaseException) -> str:
+    if isinstance(error, StrictDataclassError) and error.__cause__:
+        error = error.__cause__
     lines = str(error).strip().splitlines()
     return lines[0][:300] if lines else type(error).__name__

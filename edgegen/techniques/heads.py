@@ -18,6 +18,8 @@ from typing import Any
 import msgspec
 import torch
 
+from edgegen.errors import UnsupportedError
+from edgegen.modeling.load import config_object
 from edgegen.records.structure import Change
 from edgegen.records.target import Target
 from edgegen.techniques.calibration import Calibration
@@ -80,11 +82,12 @@ def obstacle(config: Any, target: Target) -> str:
 
 
 def propose(calibration: Calibration, target: Target) -> list[Change]:
-    """Up to four numbers of groups, at least half of them."""
+    """Up to four numbers of groups, at least half of them, that the family's configuration can say."""
     if not is_plain(calibration.model):
         return []
     sizes = head_sizes(calibration.model.config)
-    lost = range(1, sizes.kv_heads // 2 + 1)
+    most = sizes.kv_heads // 2
+    lost = [number for number in range(1, most + 1) if _can_say(calibration.model.config, sizes.kv_heads - number)]
     step = max(1, -(-len(lost) // _MOST))
     return [
         Change(
@@ -97,16 +100,30 @@ def propose(calibration: Calibration, target: Target) -> list[Change]:
     ]
 
 
+def _can_say(config: Any, left: int) -> bool:
+    """Whether transformers takes a number of groups: a Llama's heads have to divide its hidden size."""
+    try:
+        config_object({**config.to_dict(), **_said(config, left)})
+    except UnsupportedError:
+        return False
+    return True
+
+
+def _said(config: Any, left: int) -> dict[str, int]:
+    """What a configuration says of its heads when some groups are left."""
+    sizes = head_sizes(config)
+    return {"num_attention_heads": left * sizes.queries, "num_key_value_heads": left, "head_dim": sizes.size}
+
+
 def apply(model: Any, change: Change, calibration: Calibration) -> None:
     """Drop the groups and refit what is written."""
     (left,) = change.values["kv_heads"]
-    sizes = head_sizes(model.config)
+    sizes, said = head_sizes(model.config), _said(model.config, left)
     layers = range(len(blocks(model)))
     for layer in layers:
         keep_groups(model, layer, sizes, groups_to_keep(calibration, layer, left))
-    model.config.num_attention_heads = left * sizes.queries
-    model.config.num_key_value_heads = left
-    model.config.head_dim = sizes.size
+    for name, value in said.items():
+        setattr(model.config, name, value)
     refit(model, calibration, layers)
 
 

@@ -98,6 +98,14 @@ def test_unknown_architecture(copy: Path) -> None:
         empty_model(find_model(str(copy)))
 
 
+def test_sizes_that_do_not_go_together(copy: Path) -> None:
+    edit_config(copy, num_attention_heads=3)
+    with pytest.raises(UnsupportedError, match="not a multiple of the number of attention heads"):
+        empty_model(find_model(str(copy)))
+    with pytest.raises(UnsupportedError, match="not a multiple of the number of attention heads"):
+        load.config_object(json.loads((copy / "config.json").read_text()))
+
+
 def test_missing_tensor_is_named(copy: Path) -> None:
     edit_weights(copy, lambda state: state.pop("model.layers.1.mlp.up_proj.weight"))
     with pytest.raises(ConfigError, match=r"1 tensors are missing .* 'model.layers.1.mlp.up_proj.weight'"):

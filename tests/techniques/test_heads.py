@@ -14,7 +14,7 @@ from edgegen.modeling.load import config_object
 from edgegen.records.structure import Change
 from edgegen.techniques import heads, kv_heads
 from edgegen.techniques.layout import attention, bias_of, blocks, weight_of
-from tests.techniques.cut_models import Cut, changed, check_sound, logits, parameters, prepare, some_quick
+from tests.techniques.cut_models import Cut, changed, check_sound, logits, parameters, prepare, some_quick, store
 
 ONNX, GGUF = load_target("onnx"), load_target("gguf")
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi")
@@ -120,8 +120,11 @@ def test_parameters_and_repair(
 def test_proposals(alike: Cut, tmp_path: Path) -> None:
     assert [change.values["kv_heads"] for change in kv_heads.propose(alike.calibration, ONNX)] == [(2,), (1,)]
     dropped = heads.propose(alike.calibration, ONNX)
-    assert [change.values["kv_heads"] for change in dropped] == [(3,), (2,)]
-    assert dropped[0].words == "6 of 8 attention heads kept, with 3 of 4 key/value heads"
+    assert [change.values["kv_heads"] for change in dropped] == [(2,)], "six heads do not divide a Llama's width"
+    assert dropped[0].words == "4 of 8 attention heads kept, with 2 of 4 key/value heads"
+    other = prepare(tmp_path / "other", "qwen3", heads=8, kv_heads=4)
+    assert [change.values["kv_heads"] for change in heads.propose(other.calibration, ONNX)] == [(3,), (2,)]
+    store(changed(heads, kept(3), other), other, tmp_path / "stored", kept(3))
     single = prepare(tmp_path, kv_heads=1)
     assert kv_heads.propose(single.calibration, ONNX) == heads.propose(single.calibration, ONNX) == []
 
