@@ -38,6 +38,20 @@ class Relaxed(torch.nn.Linear):
         return super().forward(input) + own
 
 
+def relax(model: Any, name: str, factors: tuple[torch.Tensor, torch.Tensor]) -> None:
+    """Give a named linear layer factors A (r, inputs) and B (outputs, r) beside weights that are to be filled in."""
+    old = model.get_submodule(name)
+    first, second = factors
+    new = Relaxed(first.shape[1], len(second), len(first), bias=old.bias is not None)
+    new = new.to(next(old.parameters()).dtype)
+    with torch.no_grad():
+        new.residual[0].weight.copy_(first)
+        new.residual[1].weight.copy_(second)
+        if old.bias is not None:
+            new.bias.copy_(old.bias)
+    replace_module(model, name, new.requires_grad_(False).train(old.training))
+
+
 def read_structure(folder: Path) -> Structure | None:
     """Of a derived checkpoint; None of any other.
 

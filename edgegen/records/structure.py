@@ -35,6 +35,17 @@ class Structure(Record, frozen=True):
     """Predictions that it was trained on afterwards, to say what the original says."""
 
 
+ROUNDED = "rounded."
+"""Begins the names in `Change.values` of layers whose weights are on a coarse grid already; the layer's follows."""
+
+
+def rounded_layers(changes: tuple[Change, ...]) -> frozenset[str]:
+    """Layers whose rounding is part of a change."""
+    return frozenset(
+        name.removeprefix(ROUNDED) for change in changes for name in change.values if name.startswith(ROUNDED)
+    )
+
+
 def kept_layers(layers: int, changes: tuple[Change, ...]) -> tuple[int, ...]:
     """The original's number of each block that is left; techniques name blocks that go in `values["removed"]`."""
     kept = list(range(layers))

@@ -1,15 +1,16 @@
 """A changed model's planning problem before anything of it is measured: the original's prices carried over.
 
 A tensor that was narrowed costs in proportion to its weights, and so does a factor of one; the product beside a table
-with short rows costs what the table did, for it is in every word; a block that moved keeps its own price. Grids that
-the original's rows do not fit are priced between their neighbours in bits.
+with short rows costs what the table did, for it is in every word; a block that moved keeps its own price; what is
+rounded already costs nothing more. Grids that the original's rows do not fit are priced between their neighbours in
+bits.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import msgspec
 import numpy as np
@@ -18,7 +19,7 @@ from edgegen.modeling.sensitivity import fitting_grids
 from edgegen.planner.problem import Problem, VocabularyCase
 from edgegen.records.model import ModelSummary
 from edgegen.records.plan import Option
-from edgegen.records.structure import Change, kept_layers
+from edgegen.records.structure import Change, kept_layers, rounded_layers
 from edgegen.records.target import Target
 from edgegen.sdk.job import Job
 from edgegen.sdk.planning import with_vocabulary
@@ -42,14 +43,21 @@ def carried_problem(
         grids: that the user allows; None: what the target plans with.
     """
     kept = kept_layers(problem.cases[0].summary.layers, changes)
+    rounded = {f"{layer}.weight" for layer in rounded_layers(changes)}
     cases = tuple(
-        _carried(job, case, with_vocabulary(summary, case.summary.vocab_size), kept, grids) for case in problem.cases
+        _carried(job, case, with_vocabulary(summary, case.summary.vocab_size), kept, rounded, grids)
+        for case in problem.cases
     )
     return msgspec.structs.replace(problem, cases=cases, kl_floor=problem.kl_floor + kl)
 
 
 def _carried(
-    job: Job, case: VocabularyCase, summary: ModelSummary, kept: Sequence[int], grids: tuple[str, ...] | None
+    job: Job,
+    case: VocabularyCase,
+    summary: ModelSummary,
+    kept: Sequence[int],
+    rounded: Collection[str],
+    grids: tuple[str, ...] | None,
 ) -> VocabularyCase:
     known = {tensor.name: tensor for tensor in case.summary.tensors}
     options = {}
@@ -59,6 +67,7 @@ def _carried(
             source = next(t for t in case.summary.tensors if t.role == "embedding")
         prices = {} if source is None else {o.grid: o.kl for o in case.options[source.name]}
         share = 0.0 if source is None else 1.0 if tensor.role == "projection" else tensor.weights / source.weights
+        share = 0.0 if tensor.name in rounded else share
         options[tensor.name] = tuple(
             Option(
                 grid=grid,

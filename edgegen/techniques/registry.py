@@ -10,6 +10,7 @@ from edgegen.techniques import (
     kv_heads,
     layer_width,
     low_rank,
+    residual,
     sharing,
     sparsity,
     tying,
@@ -28,6 +29,7 @@ _TECHNIQUES: dict[str, Technique] = {
         heads,
         kv_heads,
         low_rank,
+        residual,
         sharing,
         sparsity,
     )

@@ -25,7 +25,7 @@ import torch
 
 from edgegen.modeling.pooling import ENCODER_FAMILIES
 from edgegen.modeling.statistics import fisher_kl
-from edgegen.modeling.structure import Relaxed, replace_module
+from edgegen.modeling.structure import relax
 from edgegen.records.model import TensorInfo
 from edgegen.records.structure import Change
 from edgegen.records.target import Target
@@ -115,7 +115,7 @@ def _share_run(model: Any, run: tuple[int, ...], rank: int, calibration: Calibra
             if rank:
                 rows, _ = _places(tensor, orders[tensor.layer])
                 gradients = calibration.statistics.samples[tensor.name].gradients[..., rows]
-                _relax(model, tensor, whiten(weight - shared, moment, gradients).factors(rank))
+                relax(model, module_name(tensor), whiten(weight - shared, moment, gradients).factors(rank))
         owner = model.get_submodule(module_name(group[0]))
         set_weight(model, group[0], shared.float())
         for tensor in group[1:]:
@@ -205,17 +205,3 @@ def _disjoint(costs: dict[tuple[int, int], float], count: int) -> list[tuple[int
 
     total, pairs = least(0, count)
     return list(pairs) if total < float("inf") else []
-
-
-def _relax(model: Any, tensor: TensorInfo, factors: tuple[torch.Tensor, torch.Tensor]) -> None:
-    """Give a layer factors beside its weights."""
-    name = module_name(tensor)
-    old = model.get_submodule(name)
-    first, second = factors
-    new = Relaxed(tensor.columns, tensor.rows, len(first), bias=old.bias is not None).to(old.weight.dtype)
-    with torch.no_grad():
-        new.residual[0].weight.copy_(first)
-        new.residual[1].weight.copy_(second)
-        if old.bias is not None:
-            new.bias.copy_(old.bias)
-    replace_module(model, name, new.requires_grad_(False).train(old.training))

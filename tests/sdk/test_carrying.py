@@ -29,6 +29,8 @@ def test_blocks_keep_the_originals_number_through_several_cuts() -> None:
         ("model.layers.1.mlp.up_proj.0.weight", "model.layers.4.mlp.up_proj.weight"),
         ("transformer.h.0.attn.c_attn.1.weight", "transformer.h.1.attn.c_attn.weight"),
         ("model.layers.0.mlp.up_proj.residual.1.weight", "model.layers.1.mlp.up_proj.weight"),
+        ("model.embed_tokens.up.weight", "model.embed_tokens.weight"),
+        ("lm_head.0.weight", "lm_head.weight"),
         ("model.norm.weight", "model.norm.weight"),
     ],
 )
