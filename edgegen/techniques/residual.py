@@ -57,7 +57,7 @@ def coarse_grids(target: Target) -> list[GridFacts]:
 
 
 def propose(calibration: Calibration, target: Target) -> list[Change]:
-    """All layers where it may pay, and the half of them that lose least, in the finest of the coarse grids.
+    """The half of the layers where it may pay that lose least by plain rounding, and all, in the finest coarse grid.
 
     See `technique.Technique`.
     """
@@ -70,13 +70,14 @@ def propose(calibration: Calibration, target: Target) -> list[Change]:
     ]
     if not layers:
         return []
-    statistics = calibration.statistics
-    losses = {}
-    for tensor, moment in moments_of(calibration, layers):
-        rounded, (first, second) = repaired(weight_of(calibration.model, tensor), moment, grid.name)
-        left = rounded + second @ first - weight_of(calibration.model, tensor)
-        losses[tensor.name] = fisher_kl(statistics.samples[tensor.name], left, statistics.weight)
-    mild = sorted(layers, key=lambda tensor: losses[tensor.name] / tensor.weights)[: -(-len(layers) // 2)]
+
+    def loss(tensor: TensorInfo) -> float:
+        weight, statistics = weight_of(calibration.model, tensor), calibration.statistics
+        packed = grids.pack(weight.numpy(), grid.name, statistics.importance[tensor.name])
+        lost = torch.from_numpy(grids.unpack(packed, grid.name, tensor.columns)) - weight
+        return fisher_kl(statistics.samples[tensor.name], lost, statistics.weight) / tensor.weights
+
+    mild = sorted(layers, key=loss)[: -(-len(layers) // 2)]
     return [_change(some, len(layers), grid) for some in ((mild, layers) if len(layers) > 1 else (layers,))]
 
 
