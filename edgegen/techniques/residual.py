@@ -57,7 +57,7 @@ def coarse_grids(target: Target) -> list[GridFacts]:
 
 
 def propose(calibration: Calibration, target: Target) -> list[Change]:
-    """The half of the layers where it may pay that lose least by plain rounding, and all, in the finest coarse grid.
+    """The half of the layers where it may pay that bear noise of their weights' size best, and all; finest coarse grid.
 
     See `technique.Technique`.
     """
@@ -71,11 +71,12 @@ def propose(calibration: Calibration, target: Target) -> list[Change]:
     if not layers:
         return []
 
+    generator = torch.Generator().manual_seed(0)
+
     def loss(tensor: TensorInfo) -> float:
         weight, statistics = weight_of(calibration.model, tensor), calibration.statistics
-        packed = grids.pack(weight.numpy(), grid.name, statistics.importance[tensor.name])
-        lost = torch.from_numpy(grids.unpack(packed, grid.name, tensor.columns)) - weight
-        return fisher_kl(statistics.samples[tensor.name], lost, statistics.weight) / tensor.weights
+        noise = torch.randn(weight.shape, generator=generator) * weight.square().mean(1, keepdim=True).sqrt()
+        return fisher_kl(statistics.samples[tensor.name], noise, statistics.weight) / tensor.weights
 
     mild = sorted(layers, key=loss)[: -(-len(layers) // 2)]
     return [_change(some, len(layers), grid) for some in ((mild, layers) if len(layers) > 1 else (layers,))]
