@@ -1,8 +1,9 @@
 """Models whose layers have other shapes than their configuration says: derived checkpoints.
 
 Structure shows in the stored tensors. Factorised layers become two linear layers in a row, widths follow the shapes,
-shared weights are one parameter, and a layer that adds factors of its own to them is `Relaxed`. A derived checkpoint
-is a folder like any other with `structure.json` beside it, and opens like any other.
+shared weights are one parameter, and a layer that adds factors of its own to them is `Relaxed`; tables with short rows
+are `thin_tables`'. A derived checkpoint is a folder like any other with `structure.json` beside it, and opens like any
+other.
 """
 
 from __future__ import annotations
@@ -22,6 +23,18 @@ from edgegen.modeling.thin_tables import reshape_tables
 from edgegen.records.structure import Structure
 
 STRUCTURE_FILE = "structure.json"
+_PART = re.compile(r"\.(?:0|1|up|residual\.[01])(?=\.weight$)")
+_ADDED = re.compile(r"\.(?:0|up|residual\.[01])\.weight$")
+
+
+def whole_name(name: str) -> str:
+    """The weight that a part of a layer stands for or beside: `X.weight` of `X.0.weight`; of a whole layer itself."""
+    return _PART.sub("", name)
+
+
+def is_added(name: str) -> bool:
+    """Whether a weight is multiplied with in addition to those that the family's own layers have."""
+    return _ADDED.search(name) is not None
 
 
 class Relaxed(torch.nn.Linear):
@@ -43,7 +56,7 @@ def relax(model: Any, name: str, factors: tuple[torch.Tensor, torch.Tensor]) -> 
     old = model.get_submodule(name)
     first, second = factors
     new = Relaxed(first.shape[1], len(second), len(first), bias=old.bias is not None)
-    new = new.to(next(old.parameters()).dtype)
+    new = new.to(old.weight.dtype)
     with torch.no_grad():
         new.residual[0].weight.copy_(first)
         new.residual[1].weight.copy_(second)

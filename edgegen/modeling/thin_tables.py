@@ -14,10 +14,6 @@ from typing import Any
 
 import torch
 
-UP = "up.weight"
-DOWN = "0.weight"
-"""Ends of the products' names, behind those of the embedding and the head."""
-
 
 class ThinTable(torch.nn.Embedding):
     """An embedding in two: id ↦ scale · U row(id), rows (V, r), U (D, r)."""
@@ -85,6 +81,6 @@ def reshape_tables(model: Any, shapes: Mapping[str, tuple[int, ...]]) -> None:
     """
     table = model.get_input_embeddings()
     name = next(name for name, module in model.named_modules() if module is table)
-    up = shapes.get(f"{name}.{UP}")
+    up = shapes.get(f"{name}.up.weight")
     if up is not None:
         thin_tables(model, up[1])

@@ -20,8 +20,10 @@ class Structure(Record, frozen=True):
     """`structure.json` of a derived checkpoint: a folder like any other, but for shapes that its configuration does not
     say and weights that several layers use.
 
-    A linear layer `X.weight` that was cut into two is stored as `X.0.weight` (r, inputs) and `X.1.weight` (outputs, r);
-    feed-forward widths are what the stored tensors have.
+    A linear layer `X.weight` that was cut into two is stored as `X.0.weight` (r, inputs) and `X.1.weight` (outputs, r),
+    and so is a head whose table has short rows; such an embedding has `X.up.weight` (outputs, r) beside its table.
+    Factors beside a layer's weights are `X.residual.0.weight` and `X.residual.1.weight`. Feed-forward widths are what
+    the stored tensors have.
     """
 
     schema: int
@@ -35,15 +37,18 @@ class Structure(Record, frozen=True):
     """Predictions that it was trained on afterwards, to say what the original says."""
 
 
-ROUNDED = "rounded."
-"""Begins the names in `Change.values` of layers whose weights are on a coarse grid already; the layer's follows."""
+_ROUNDED = "rounded"
 
 
-def rounded_layers(changes: tuple[Change, ...]) -> frozenset[str]:
-    """Layers whose rounding is part of a change."""
-    return frozenset(
-        name.removeprefix(ROUNDED) for change in changes for name in change.values if name.startswith(ROUNDED)
-    )
+def rounded_key(grid: str, layer: str) -> str:
+    """The name in `Change.values` of a layer whose weights the change puts on a grid."""
+    return f"{_ROUNDED}.{grid}.{layer}"
+
+
+def rounded_layers(changes: tuple[Change, ...]) -> dict[str, str]:
+    """Layer → grid of those whose rounding is part of a change."""
+    named = (name.split(".", 2) for change in changes for name in change.values if name.startswith(f"{_ROUNDED}."))
+    return {layer: grid for _, grid, layer in named}
 
 
 def kept_layers(layers: int, changes: tuple[Change, ...]) -> tuple[int, ...]:

@@ -1,21 +1,22 @@
 """A changed model's planning problem before anything of it is measured: the original's prices carried over.
 
 A tensor that was narrowed costs in proportion to its weights, and so does a factor of one; the product beside a table
-with short rows costs what the table did, for it is in every word; a block that moved keeps its own price; what is
-rounded already costs nothing more. Grids that the original's rows do not fit are priced between their neighbours in
-bits.
+with short rows costs what the table did, for it is in every word; a block that moved keeps its own price; what is on a
+grid already costs nothing more on it and on finer ones. Grids that the original's rows do not fit are priced between
+their neighbours in bits.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
 
 import msgspec
 import numpy as np
 
 from edgegen.modeling.sensitivity import fitting_grids
+from edgegen.modeling.structure import whole_name
 from edgegen.planner.problem import Problem, VocabularyCase
 from edgegen.records.model import ModelSummary
 from edgegen.records.plan import Option
@@ -43,7 +44,7 @@ def carried_problem(
         grids: that the user allows; None: what the target plans with.
     """
     kept = kept_layers(problem.cases[0].summary.layers, changes)
-    rounded = {f"{layer}.weight" for layer in rounded_layers(changes)}
+    rounded = {f"{layer}.weight": job.target.grid(g).bits_per_weight for layer, g in rounded_layers(changes).items()}
     cases = tuple(
         _carried(job, case, with_vocabulary(summary, case.summary.vocab_size), kept, rounded, grids)
         for case in problem.cases
@@ -56,9 +57,13 @@ def _carried(
     case: VocabularyCase,
     summary: ModelSummary,
     kept: Sequence[int],
-    rounded: Collection[str],
+    rounded: Mapping[str, float],
     grids: tuple[str, ...] | None,
 ) -> VocabularyCase:
+    """
+    Args:
+        rounded: tensor name → bits per weight of the grid that it is on already.
+    """
     known = {tensor.name: tensor for tensor in case.summary.tensors}
     options = {}
     for tensor in summary.tensors:
@@ -67,12 +72,12 @@ def _carried(
             source = next(t for t in case.summary.tensors if t.role == "embedding")
         prices = {} if source is None else {o.grid: o.kl for o in case.options[source.name]}
         share = 0.0 if source is None else 1.0 if tensor.role == "projection" else tensor.weights / source.weights
-        share = 0.0 if tensor.name in rounded else share
+        free = rounded.get(tensor.name, math.inf)
         options[tensor.name] = tuple(
             Option(
                 grid=grid,
                 bytes=job.exporter.tensor_bytes(grid, tensor.rows, tensor.columns),
-                kl=share * _price(grid, prices, job.target),
+                kl=0.0 if job.target.grid(grid).bits_per_weight >= free else share * _price(grid, prices, job.target),
             )
             for grid in fitting_grids(tensor, job.target, grids)
         )
@@ -85,7 +90,7 @@ def original_name(name: str, kept: Sequence[int]) -> str:
     Args:
         kept: the original's number of each block.
     """
-    name = re.sub(r"\.(?:0|1|up|residual\.[01])\.weight$", ".weight", name)
+    name = whole_name(name)
     found = re.search(r"\.(?:layers|h|layer)\.(\d+)\.", name)
     if not found:
         return name

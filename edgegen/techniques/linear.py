@@ -5,13 +5,12 @@ C inputs, R outputs.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 
-from edgegen.modeling.structure import users_of
+from edgegen.modeling.structure import Relaxed, users_of, whole_name
 from edgegen.modeling.summary import is_transposed
 from edgegen.records.model import ModelSummary, TensorInfo
 from edgegen.techniques.calibration import Calibration
@@ -24,7 +23,7 @@ _ONE_INPUT = frozenset({"attention_in", "ffn_in"})
 
 
 def linear_layers(model: Any, summary: ModelSummary) -> list[TensorInfo]:
-    """Linear layers inside the blocks that are whole and used once: neither factors nor shared.
+    """Linear layers inside the blocks that are whole, alone and used once: no factors, none beside them, not shared.
 
     Args:
         summary: the model's.
@@ -35,7 +34,8 @@ def linear_layers(model: Any, summary: ModelSummary) -> list[TensorInfo]:
         for tensor in summary.tensors
         if tensor.quantizable
         and tensor.layer >= 0
-        and not re.search(r"\.[01]\.weight$", tensor.name)
+        and whole_name(tensor.name) == tensor.name
+        and not isinstance(model.get_submodule(module_name(tensor)), Relaxed)
         and len(users[id(model.get_parameter(tensor.name))]) == 1
     ]
 

@@ -23,7 +23,7 @@ from edgegen.modeling.pooling import ENCODER_FAMILIES
 from edgegen.modeling.statistics import fisher_kl
 from edgegen.modeling.structure import relax
 from edgegen.records.model import TensorInfo
-from edgegen.records.structure import ROUNDED, Change
+from edgegen.records.structure import Change, rounded_key, rounded_layers
 from edgegen.records.target import GridFacts, Target
 from edgegen.techniques.calibration import Calibration
 from edgegen.techniques.factors import residual_factors
@@ -33,7 +33,6 @@ NAME = "residual"
 TITLE = "layers in two or three bits with a low-rank repair"
 
 RANK = 32
-_GRID = "grid."
 _COARSE_BITS, _FACTOR_BITS, _FINER_BITS = 3.1, 8.5, 4.5
 
 
@@ -85,28 +84,25 @@ def propose(calibration: Calibration, target: Target) -> list[Change]:
 def _change(layers: list[TensorInfo], number: int, grid: GridFacts) -> Change:
     return Change(
         technique=NAME,
-        values={f"{ROUNDED}{module_name(tensor)}": (RANK,) for tensor in layers} | {f"{_GRID}{grid.name}": ()},
+        values={rounded_key(grid.name, module_name(tensor)): (RANK,) for tensor in layers},
         words=f"{len(layers)} of {number} wide layers in {grid.name} with a repair of rank {RANK}",
     )
 
 
 def apply(model: Any, change: Change, calibration: Calibration) -> None:
-    """Round and repair each named layer; see `technique.Technique`. `values`: `rounded.LAYER`: rank; `grid.NAME`."""
-    (grid,) = (key.removeprefix(_GRID) for key in change.values if key.startswith(_GRID))
-    ranks = {key.removeprefix(ROUNDED): rank for key, (rank, *_) in _ranked(change)}
-    layers = [t for t in linear_layers(calibration.model, calibration.summary) if module_name(t) in ranks]
+    """Round and repair each named layer; see `technique.Technique`. `values`: `rounded_key`: rank."""
+    chosen = rounded_layers((change,))
+    layers = [t for t in linear_layers(calibration.model, calibration.summary) if module_name(t) in chosen]
     for tensor, moment in moments_of(calibration, layers):
-        rounded, factors = repaired(weight_of(calibration.model, tensor), moment, grid, ranks[module_name(tensor)])
-        relax(model, module_name(tensor), factors)
+        name = module_name(tensor)
+        (rank,) = change.values[rounded_key(chosen[name], name)]
+        rounded, factors = repaired(weight_of(calibration.model, tensor), moment, chosen[name], rank)
+        relax(model, name, factors)
         set_weight(model, tensor, rounded)
 
 
-def _ranked(change: Change) -> list[tuple[str, tuple[int, ...]]]:
-    return [(key, value) for key, value in change.values.items() if key.startswith(ROUNDED)]
-
-
 def repaired(
-    weight: torch.Tensor, moment: torch.Tensor, grid: str, rank: int = RANK
+    weight: torch.Tensor, moment: torch.Tensor, grid: str, rank: int
 ) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
     """Q (R, C), and A (r, C) and B (R, r) that repair it; float32."""
     factored = compensation.factored(moment.float().numpy())

@@ -10,7 +10,7 @@ import torch
 from edgegen import grids
 from edgegen.catalog import load_target
 from edgegen.modeling.structure import Relaxed
-from edgegen.records.structure import Change, rounded_layers
+from edgegen.records.structure import Change, rounded_key, rounded_layers
 from edgegen.techniques import residual
 from edgegen.techniques.linear import linear_layers, module_name, moments_of, weight_of
 from edgegen.techniques.residual import repaired
@@ -20,7 +20,7 @@ from tests.techniques.derived import calibrated, changed, logits, pack_derived, 
 from tests.tiny_models import make_tiny
 
 UP = "model.layers.0.mlp.up_proj"
-CHANGE = Change(technique="residual", values={f"rounded.{UP}": (32,), "grid.u2_32": ()}, words="repaired")
+CHANGE = Change(technique="residual", values={rounded_key("u2_32", UP): (32,)}, words="repaired")
 
 
 @pytest.fixture(scope="module")
@@ -38,9 +38,10 @@ def test_weights_are_on_the_grid_and_the_repair_is_beside_them(tiny_llama: Path,
     values = layer.weight.numpy()
     again = grids.unpack(grids.pack(values, "u2_32"), "u2_32", values.shape[1])
     assert float(((again - values) ** 2).mean()) < 1e-3 * float((values**2).mean())
-    assert rounded_layers((CHANGE,)) == {UP}
+    assert rounded_layers((CHANGE,)) == {UP: "u2_32"}
     derived = reopened(model, CHANGE, tiny_llama, tmp_path / "derived")
     roles = {t.name: t.role for t in derived.summary.tensors}
+    assert UP not in {module_name(t) for t in linear_layers(derived.model, derived.summary)}, "no technique may drop it"
     assert roles[f"{UP}.weight"] == roles[f"{UP}.residual.0.weight"] == roles[f"{UP}.residual.1.weight"] == "ffn_in"
 
 
@@ -61,7 +62,8 @@ def test_proposals(wide: Opened, tiny_llama: Path) -> None:
     calibration = calibrated(wide)
     some, everything = residual.propose(calibration, load_target("onnx"))
     assert {name.rpartition(".")[2] for name in rounded_layers((everything,))} == {"gate_proj", "up_proj", "down_proj"}
-    assert rounded_layers((some,)) < rounded_layers((everything,)) and len(rounded_layers((some,))) == 3
+    assert rounded_layers((some,)).items() < rounded_layers((everything,)).items()
+    assert len(rounded_layers((some,))) == 3
     near, far = (calibration.distance(changed(residual, change, calibration)) for change in (some, everything))
     assert near < far
     assert residual.propose(calibrated(open_all(tiny_llama)), load_target("onnx")) == [], "narrow layers"
@@ -83,7 +85,7 @@ def test_who_cannot_have_it() -> None:
 def test_onnx_says_what_torch_says(family: str, tmp_path: Path) -> None:
     hf = make_tiny(family, tmp_path / "hf")
     name = UP if family == "llama" else "transformer.h.0.mlp.c_fc"
-    change = Change(technique="residual", values={f"rounded.{name}": (32,), "grid.u2_32": ()}, words="repaired")
+    change = Change(technique="residual", values={rounded_key("u2_32", name): (32,)}, words="repaired")
     calibration = calibrated(open_all(hf))
     model = changed(residual, change, calibration)
     assert torch.isfinite(logits(model)).all()

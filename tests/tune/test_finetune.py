@@ -168,9 +168,8 @@ def test_killed_twice_it_ends_as_if_it_never_was(base: Path, rows: Path, tmp_pat
         state = out.with_name(out.name + ".training") / "checkpoint" / "state.json"
         end = time.monotonic() + 240
         while process.poll() is None and time.monotonic() < end:
-            with contextlib.suppress(
-                FileNotFoundError
-            ):  # before the first checkpoint, and while one takes another's place
+            # There is none before the first checkpoint, and while one takes another's place.
+            with contextlib.suppress(FileNotFoundError):
                 step = json.loads(state.read_bytes() or b"{}").get("step", 0)
                 if kill_after_step and step >= kill_after_step:
                     process.send_signal(signal.SIGKILL)

@@ -6,7 +6,6 @@ The folder is built beside its place and renamed at the end; the conversion runs
 
 from __future__ import annotations
 
-import re
 import subprocess
 import sys
 import tempfile
@@ -32,6 +31,7 @@ from edgegen.export.litert.convert import Request, Result, raise_error
 from edgegen.export.litert.wrapper import shape_of
 from edgegen.modeling.load import config_object
 from edgegen.modeling.pooling import is_encoder
+from edgegen.modeling.structure import is_added
 from edgegen.modeling.summary import position_count
 from edgegen.records.artifact import Artifact
 from edgegen.records.compressed import Compressed, PackedTensor
@@ -50,6 +50,7 @@ _CONVERTER_BYTES = 900_000_000
 _BYTES_PER_WEIGHT = 18
 """The converter's memory: 0.87 GB for 8 million weights and 2.6 GB for 100 million, measured."""
 
+# Of the file beside weights, all three signatures together, measured and rounded up.
 _GRAPH_BYTES = {
     "gemma2": (8_000, 10_100),
     "gemma3_text": (7_700, 11_700),
@@ -59,14 +60,15 @@ _GRAPH_BYTES = {
     "qwen2": (7_200, 8_100),
     "qwen3": (8_200, 9_800),
 }
+"""Family → (once, for each layer)."""
 _USUAL_GRAPH_BYTES = (7_200, 8_000)
+"""The same of the others."""
 _CONTEXT_BYTES = 4
-"""Of the file beside weights, all three signatures together: family → (once, for each layer), and for each position;
-see `LiteRtExporter.overhead_bytes`."""
-_PART, _PART_BYTES = re.compile(r"\.(?:0|up|residual\.[01])\.weight$"), 270
-"""A product more than the family's layers have, and what it takes."""
+"""For each position of the context."""
+_ADDED_BYTES = 270
+"""For each product that the family's own layers have not."""
 _DESCRIPTION_BYTES = {"f16": 90, "i8_row": 32, "i4_row": 32, "i4_32": 190}
-"""Grid → what describing a matrix takes beyond one in float32, in all three signatures."""
+"""Grid → what describing a matrix takes beyond one in float32."""
 
 
 def export_litert(
@@ -196,11 +198,11 @@ class LiteRtExporter:
         heights = {tensor.rows for tensor in tensors if tensor.rows > 1}
         described = config_object(config)
         once, each = _GRAPH_BYTES.get(described.model_type, _USUAL_GRAPH_BYTES)
-        parts = sum(bool(_PART.search(tensor.name)) for tensor in tensors)
+        added = sum(is_added(tensor.name) for tensor in tensors)
         return (
             once
             + each * shape_of(described).layers
-            + _PART_BYTES * parts
+            + _ADDED_BYTES * added
             + _CONTEXT_BYTES * settings.context_tokens
             + 8 * sum(heights)
         )
